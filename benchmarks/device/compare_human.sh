@@ -6,27 +6,20 @@
 #   SPEED=1 compare_human.sh SECONDS ARCHIVE   the speed of each model, with the GPU to itself, and the table of all
 # Leaves $OUT/compare_human.txt and $OUT/compare_human.tgz (no weights). DATA is the folder of kit.sh. MODELS names what is
 # compared (the same in all calls), ONLY what of it is trained now; JOIN=0 leaves tables to another time.
-set -u
-seconds=$1
-[ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
-export OMP_NUM_THREADS=1
-out=${RUN:-/tmp/compare_human} log=$OUT/compare_human.txt
-mkdir -p "$out"
-[ -n "${2:-}" ] && tar -C "$out" -xzf "$2"
-begun=$SECONDS
-left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
+kit=compare_human
+source benchmarks/device/beside.sh
 pack() { tar -C "$out" -czf "$out.$BASHPID.tgz" --exclude='*.safetensors' . 2>/dev/null; mv "$out.$BASHPID.tgz" "$OUT/compare_human.tgz"; }
 models=${MODELS:-mamba transformer hyena h3 s4d-glu mamba2 retnet}
 declare -A keys=([mamba]=@1.4m [transformer]=@transformer [hyena]=@hyena [h3]=@h3 [s4d-glu]=@s4dglu [mamba2]=@mamba2 [retnet]=@retnet
   [fixed]=@1.4m,model.mixer=s4d-real)
 arms=()
 for model in $models; do arms+=(--arm "$model=${keys[$model]}"); done
-compare() { # SECONDS NAME OPTIONS...: ends by itself; what it says goes into $log, with its name
-  timeout -k 5 "$1" python3 -m mamba_bio_audio compare dna/hg38 "${arms[@]}" \
+compare() { # SECONDS NAME OPTIONS...
+  limited "$1" "$2" python3 -m mamba_bio_audio compare dna/hg38 "${arms[@]}" \
     --rates 1e-3,3e-3,9e-3 --seeds 0,1,2 --sweep-steps "${SWEEP:-100}" \
     --set data.path="${DATA:-.device/human}" --set data.reverse_complement=true --set data.windows=random --set data.num_workers=1 \
     --set train.tokens_per_step=65536 --set train.steps=1000 --set train.validate_every=100 --set train.validation_tokens=1048576 \
-    ${MORE:-} "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"
+    ${MORE:-} "${@:3}"
 }
 if [ -z "${SPEED:-}" ]; then
   running=()
@@ -34,13 +27,8 @@ if [ -z "${SPEED:-}" ]; then
     compare "$(left 30)" "$model" --only "$model" --together 1 --max-time "$(left 45)" --out "$out/parts/$model" &
     running+=($!)
   done
-  (while sleep 45; do pack; done) &
-  packer=$!
-  wait "${running[@]}"
-  kill "$packer"
+  packing "${running[@]}"
 fi
-pack
-echo "after $((SECONDS - begun)) s" >>"$log"
 [ "${JOIN:-}" != 0 ] || { tail -40 "$log"; exit 0; }
 taken=()
 for part in "$out"/parts/*/; do [ -e "$part/settings.json" ] && taken+=(--take "$part"); done

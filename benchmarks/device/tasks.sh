@@ -12,17 +12,8 @@
 # SPEED=1 measures the models of a part, with the GPU to itself, and joins; JOIN=0 leaves that to another time.
 # Leaves $OUT/tasks.tgz, $OUT/tasks.txt and, of trainings that were cut, as many states as 16 MB hold, in the order of PARTS:
 # $OUT/tasks_unfinished.tgz.
-set -u
-seconds=$1
-[ -n "${LOCAL:-}" ] || source benchmarks/device/env.sh
-export OMP_NUM_THREADS=1
-out=${RUN:-/tmp/tasks} log=$OUT/tasks.txt
-mkdir -p "$out"
-for archive in "${@:2}"; do tar -C "$out" -xzf "$archive"; done
-begun=$SECONDS
-left() { echo $((seconds - (SECONDS - begun) - $1 > 1 ? seconds - (SECONDS - begun) - $1 : 1)); }
-# Everything is printed into $log as it comes, with the name of who says it. `limited SECONDS NAME COMMAND...` ends by itself.
-limited() { timeout -k 5 "$1" "${@:3}" 2>&1 | sed -u "s|^|$2: |" >>"$log"; }
+kit=tasks
+source benchmarks/device/beside.sh
 # TRACE=SECONDS: processes say every so many seconds where they are, for what hangs.
 traced="${TRACE:+import faulthandler; faulthandler.dump_traceback_later($TRACE, repeat=True); }from mamba_bio_audio.cli.main import run; run()"
 compare() { limited "$(left "$margin")" "$name" python3 -c "$traced" compare "$@"; }
@@ -95,13 +86,8 @@ if [ -z "${SPEED:-}" ]; then
     ) &
     running+=($!)
   done
-  (while sleep 45; do pack; done) &
-  packer=$!
-  wait "${running[@]}"
-  kill "$packer"
+  packing "${running[@]}"
 fi
-pack
-echo "after $((SECONDS - begun)) s" >>"$log"
 [ "${JOIN:-}" != 0 ] || { tail -60 "$log"; exit 0; }
 running=()
 for part in $(printf '%s\n' "${parts[@]%%:*}" | sort -u); do

@@ -95,6 +95,8 @@ class TrainResult(Trained, Result):
                 f"stopped by {self.stopped_by} after step {self.step:,} of {self.steps:,}; everything is saved. "
                 f"Continue with the same command and --resume"
             )
+            if not self.best_step:
+                lines.append("not validated so far: until it is, commands that read the run need --which last")
         lines += self.scores()
         speed = "" if math.isnan(self.tokens_per_second) else f"{self.tokens_per_second:,.0f} {self.unit}s/s; "
         lines.append(f"{speed}run folder {self.run}")

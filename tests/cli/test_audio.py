@@ -106,12 +106,14 @@ def test_evaluate_names_the_quantiser(trained, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["quantizer"] == "mu-law 8 bit standard"
     assert result["scored"] == 1018 + 1019
-    assert list(result["yardsticks"]) == ["unigram", "order 1", "order 2", "LPC-32"]
+    assert list(result["yardsticks"]) == ["unigram", "order 1", "order 2", "LPC-32", "LPC, tuned"]
+    assert set(result["tuned"]) == {"order", "window", "half_life"}
     assert result["yardsticks"]["LPC-32"] < result["yardsticks"]["unigram"]
     assert mba_command("evaluate", trained, "--quiet", "--device", "cpu") == 0
     text = capsys.readouterr().out
     assert "bits per sample             mu-law 8 bit standard" in text
-    assert "above LPC-32: it has learnt less than that." in text
+    assert "above LPC, tuned: it has learnt less than that." in text
+    assert "LPC, tuned: order " in text
     assert "not counted" not in text
     # A part, and the yardsticks on the same samples.
     assert mba_command("evaluate", trained, "--max-bases", "1000", "--json", "--quiet", "--device", "cpu") == 0

@@ -20,6 +20,8 @@ class AudioNotes(LikelihoodNotes):
         part: where not all windows were scored.
         recordings: by file, where there are several but not many.
         yardsticks: bits per sample, see `pipelines/audio/yardsticks.py`.
+        tuned: order, window and half-life, in samples, of the linear prediction that validation chose.
+        tuned_edges: those of the three that are the largest or smallest tried.
         yardsticks_left_out: which are missing, and why.
     """
 
@@ -28,6 +30,8 @@ class AudioNotes(LikelihoodNotes):
     part: Part | None = None
     recordings: dict[str, Scored] | None = None
     yardsticks: dict[str, float] = Field(default_factory=dict)
+    tuned: dict[str, int] | None = None
+    tuned_edges: list[str] = Field(default_factory=list)
     yardsticks_left_out: str | None = None
 
     def text(self, found: SplitScores) -> str:
@@ -41,6 +45,8 @@ class AudioNotes(LikelihoodNotes):
             lines.append(self.part.line(found.scored, "sample", "yardsticks"))
         lines += ["", f"{'bits per sample':<28}{self.quantizer}"]
         lines += [f"{name:<28}{bits:>9.4f}" for name, bits in rows.items()]
+        if self.tuned is not None:
+            lines.append(self._tuned())
         if self.yardsticks_left_out is not None:
             lines.append(self.yardsticks_left_out)
         best = min(self.yardsticks.items(), key=lambda row: row[1], default=None)
@@ -51,6 +57,13 @@ class AudioNotes(LikelihoodNotes):
         if self.recordings is not None:
             lines += ["", *(f"{name:<40}{row.model.bits:>9.4f}" for name, row in self.recordings.items())]
         return "\n".join(lines)
+
+    def _tuned(self) -> str:
+        assert self.tuned is not None
+        order, window, half_life = (f"{value:,}" for value in self.tuned.values())
+        told = f"LPC, tuned: order {order}, window {window}, half-life {half_life} samples, chosen on validation"
+        names = " and ".join(self.tuned_edges).replace("_", "-")
+        return told + f"; {names} at the edge of what was tried" * bool(names)
 
 
 def beside_likelihood(data: Any, found: Measured, progress: Progress | None = None) -> AudioNotes:
@@ -73,8 +86,9 @@ def beside_likelihood(data: Any, found: Measured, progress: Progress | None = No
     if found.yardsticks:
         from mamba_bio_audio.pipelines.audio.yardsticks import left_out, yardsticks
 
-        notes["yardsticks"], count = yardsticks(data, found.split, part)
-        assert count == found.scored
+        bars = yardsticks(data, found.split, part)
+        assert bars.samples == found.scored
+        notes |= {"yardsticks": bars.bits, "tuned": bars.tuned._asdict(), "tuned_edges": bars.edges}
         if reason := left_out(data.codec):
             notes["yardsticks_left_out"] = reason
     return AudioNotes(**notes)

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from mamba_bio_audio.pipelines.audio import yardsticks as yardstick_module
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
-from mamba_bio_audio.pipelines.audio.yardsticks import LevelTables, left_out, linear_prediction_bits, yardsticks
+from mamba_bio_audio.pipelines.audio.yardsticks import (
+    LPC_32,
+    LevelTables,
+    Linear,
+    left_out,
+    linear_prediction_bits,
+    tune,
+    yardsticks,
+)
 from mamba_bio_audio.pipelines.data import DataModule
 from mamba_bio_audio.pipelines.spans import size_of
 
@@ -77,21 +86,45 @@ def test_linear_prediction_knows_resonances_and_no_noise() -> None:
     assert linear_prediction_bits(silence, CODEC)[2000:].mean() < 0.1
 
 
+def test_linear_prediction_is_tuned_until_its_neighbours_are_worse(monkeypatch) -> None:
+    """A comb whose echo comes after 50 samples: order 64 knows it, order 32 does not."""
+    monkeypatch.setattr(yardstick_module, "_LARGEST", Linear(128, 4096, 64))
+    echo = np.random.default_rng(5).normal(0, 0.05, 4000)
+    for at in range(50, len(echo)):
+        echo[at] += 0.9 * echo[at - 50]
+    levels = [CODEC.encode(echo)]
+    found, edges = tune(levels, CODEC)
+    assert found.order == 64
+
+    def bits(how: Linear) -> float:
+        return float(linear_prediction_bits(levels[0], CODEC, how).mean())
+
+    for name in Linear._fields:
+        for by in (2.0, 0.5):
+            other = found._replace(**{name: int(by * getattr(found, name))})
+            outside = name in edges and getattr(other, name) > getattr(found, name)
+            assert outside or bits(other) > bits(found) - 1e-3
+    assert bits(found) < bits(LPC_32) - 0.5
+    monkeypatch.setattr(yardstick_module, "_LARGEST", Linear(64, 4096, 64))
+    assert "order" in tune(levels, CODEC)[1]
+
+
 @pytest.mark.parametrize("variant", ["standard", "sashimi"])
 def test_every_sample_of_a_split_counts_once(variant, tmp_path) -> None:
     rng = np.random.default_rng(3)
     for number in range(20):
         soundfile.write(tmp_path / f"{number}.wav", 0.1 * rng.standard_normal(700), 16_000)
     data = DataModule(AudioDataConfig(path=str(tmp_path), variant=variant), length=256, batch_size=1, seed=0)
-    found, count = yardsticks(data, "test")
-    assert list(found) == ["unigram", "order 1", "order 2", "LPC-32"]
+    found, count, *_ = yardsticks(data, "test")
+    assert list(found) == ["unigram", "order 1", "order 2", "LPC-32", "LPC, tuned"]
     assert count == size_of(data.corpus.spans("test")) == 1400
     assert all(0 < value < 9 for value in found.values())
 
 
 @pytest.mark.parametrize("variant", ["standard", "sashimi"])
-def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> None:
+def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path, monkeypatch) -> None:
     """With what stands before them as context, also where the linear prediction has forgotten its beginning."""
+    monkeypatch.setattr(yardstick_module, "_LARGEST", Linear(64, 4096, 32))
     rng = np.random.default_rng(4)
     for number in range(10):
         tone = np.sin(np.arange(20_000) * (0.02 + 0.01 * number))
@@ -101,18 +134,24 @@ def test_windows_of_a_split_are_scored_as_in_the_whole(variant, tmp_path) -> Non
     part = [dataset.windows[at] for at in range(len(dataset))]
     assert len(part) == 10
     assert max(window.start for window in part) > 10_000
-    found, count = yardsticks(data, "test", part)
+    found, count, tuned, _ = yardsticks(data, "test", part)
     assert count == sum(window.end - window.start for window in part)
-    bits = []
+    bits, own_bits = [], []
     for span in data.corpus.spans("test"):
         own = [window for window in part if window.record == span.record]
         if variant == "sashimi":
             bits += [linear_prediction_bits(data.corpus.recordings.ids(window), data.codec) for window in own]
+            own_bits += [
+                linear_prediction_bits(data.corpus.recordings.ids(window), data.codec, tuned) for window in own
+            ]
         else:
-            whole = linear_prediction_bits(data.corpus.recordings.ids(span), data.codec)
-            bits += [whole[window.start - span.start : window.end - span.start] for window in own]
-    assert found["LPC-32"] == pytest.approx(np.concatenate(bits).mean(), rel=1e-9)
-    assert found["LPC-32"] != yardsticks(data, "test")[0]["LPC-32"]
+            for how, kept in ((LPC_32, bits), (tuned, own_bits)):
+                whole = linear_prediction_bits(data.corpus.recordings.ids(span), data.codec, how)
+                kept += [whole[window.start - span.start : window.end - span.start] for window in own]
+    assert tuned != LPC_32
+    for name, kept in (("LPC-32", bits), ("LPC, tuned", own_bits)):
+        assert found[name] == pytest.approx(np.concatenate(kept).mean(), rel=1e-9)
+        assert found[name] != yardsticks(data, "test")[0][name]
     # All windows as a part are the whole.
     everything = data.corpus.evaluation_windows("test").windows
     again = yardsticks(data, "test", [everything[at] for at in range(len(everything))])

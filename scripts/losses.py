@@ -367,22 +367,26 @@ def context() -> Claim:
 
 
 def music() -> Claim:
+    """Beside linear prediction tuned on validation; LPC-32, which stood here before, is about half a bit worse."""
+
+    def bar(data: str, split: str) -> float:
+        (row,) = rows("lpc_orders_cpu.csv", data=data, split=split, what="tuned")
+        return float(row["bits"])
+
     found = []
-    for name, own, bar in (
-        ("rendered piano, GPU", "piano_shipped_h200", "piano_h200"),
-        ("recorded piano, GPU", "piano_real_grow_h200", "piano_real_h200"),
+    for name, data, own in (
+        ("rendered piano, GPU", "rendered", "piano_shipped_h200"),
+        ("recorded piano, GPU", "recorded", "piano_real_grow_h200"),
     ):
-        bits, linear = (
-            from_json(f"{own}/evaluate-test.json", "model", "bits"),
-            from_json(f"{bar}/evaluate-test.json", "yardsticks", "LPC-32"),
-        )
+        bits, linear = from_json(f"{own}/evaluate-test.json", "model", "bits"), bar(data, "test")
         found.append((linear - bits, f"{name}, {bits:.2f} against {linear:.2f}"))
     wanted = {"variant": "3,500 steps, the recipe as it is", "split": "intervals.tsv"}
     tiny = float(rows("ablation_audio_tiny_cpu.csv", **wanted)[0]["valid_bits"])
-    linear = from_json("piano_h200/evaluate-valid.json", "yardsticks", "LPC-32")
+    linear = bar("rendered", "valid")
     found.append((linear - tiny, f"rendered piano, five CPU minutes, {tiny:.2f} against {linear:.2f}"))
     best, worst = ends(found, 2, " bits")
-    return Claim("bits a sample below linear prediction", best, worst, "`piano_shipped_h200/` and others", True)
+    files = "`piano_shipped_h200/`, `piano_real_grow_h200/`, `lpc_orders_cpu.csv`"
+    return Claim("bits a sample below tuned linear prediction", best, worst, files, True)
 
 
 def sampled() -> Claim:

@@ -50,7 +50,7 @@ class Linear(NamedTuple):
 
 LPC_32, TUNED = Linear(), "LPC, tuned"
 # Where the search for the best ends: orders beyond take minutes.
-_LARGEST, _SMALLEST = Linear(1024, 32_768, 256), Linear(8, 512, 4)
+_LARGEST, _SMALLEST = Linear(1024, 32_768, 256), Linear(8, 512, 1)
 # Bits that a further step has to gain.
 _LEAST_GAIN = 1e-3
 _SMALLEST_SCALE, _ESCAPE = 1e-5, 1e-3

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -84,7 +85,7 @@ def prepared(
     next_step: str,
 ) -> Prepared:
     """The result of a preparation; `next_step` is a verb and a recipe, such as "pretrain dna/tiny"."""
-    last_line = f"next: mba {next_step} --set data.path={options.out}"
+    last_line = f"next: mba {next_step} --set {quote(f'data.path={options.out}')}"
     if isinstance(options, CheckedOptions) and options.dry_run:
         last_line = f"--dry-run: {options.out} was not written"
     return Prepared(manifest=manifest, rows=list(summary_rows(manifest)), last_line=last_line)

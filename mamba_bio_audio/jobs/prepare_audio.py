@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mamba_bio_audio.jobs.contract import Cli
 from mamba_bio_audio.jobs.prepare import CheckedOptions, Prepared, prepared, terminal
-from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings
+from mamba_bio_audio.pipelines.audio.prepare_settings import USUAL_RATE_HZ, AudioSettings
 
 COMMAND = "prepare audio"
 PANEL = "Data"
@@ -32,4 +32,5 @@ def run(options: AudioOptions) -> Prepared:
         manifest = prepare_audio(
             paths, options.out, options, force=options.force, dry_run=options.dry_run, reporter=reporter
         )
-    return prepared(options, manifest, manifest_rows, "pretrain audio/tiny")
+    rate = "" if options.rate == USUAL_RATE_HZ else f" --set data.sample_rate_hz={options.rate}"
+    return prepared(options, manifest, manifest_rows, f"pretrain audio/tiny{rate}")

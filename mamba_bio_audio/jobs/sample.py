@@ -14,9 +14,10 @@ from pydantic import BeforeValidator, Field, model_validator
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.jobs.contract import Cli, Device, Force, Options, Resume, RunFolder, Which
 from mamba_bio_audio.jobs.sample_progress import Rate, showing
-from mamba_bio_audio.jobs.sample_report import check_report, measure, write_page
+from mamba_bio_audio.jobs.sample_report import check_report, discard_report, measure, write_page
 from mamba_bio_audio.jobs.sample_results import SampleResult
 from mamba_bio_audio.run.sampling import HOW
+from mamba_bio_audio.text import show
 
 if TYPE_CHECKING:
     from mamba_bio_audio.inference.paths import Stepper
@@ -95,6 +96,7 @@ class SampleOptions(Options):
     usual_bits: float | None = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="With --best-of: bits per symbol from which to stray least. Default: those that pieces drawn as fitted "
         "for the run have, or else validation's.",
     )
@@ -259,13 +261,18 @@ def run(options: SampleOptions) -> SampleResult:
     if measured is not None and not (options.resume and out is not None and out.exists()):
         check_report(measured)
     writer = writer or _writer(options, model.config, model.manifest)
+    for remark in writer.remarks:
+        show(f"warning: {remark}", file=sys.stderr)
     with showing(domain.unit, domain.rate_hz(model.config.data), options.quiet, device) as (progress, reading):
         result = sample(model, options, device, progress, writer, reading, fitted=fitted)
     if settings is not None:
         result = result.model_copy(update={"settings": settings})
-    if result.written is None or measured is None or result.stopped_by:
+    if result.written is None or out is None:
         return result
-    assert out is not None
+    earlier = domain.measures(out)
+    removed = [] if earlier is None else discard_report(earlier)
+    if measured is None or result.stopped_by:
+        return result.model_copy(update={"removed": removed})
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
         report, corpus = measure(options.run, out, model.config, model.manifest, progress=progress)
     text = domain.show_measured(report)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mamba_bio_audio.run.config import RunConfig
 
 
+# Of measurements.
+_BEGINNING = '{\n  "run": '
+
+
 def measure(
     run: Path,
     samples: Path,
@@ -83,11 +87,23 @@ def write_page(samples: Path, measured: Mapping[str, Any], domain: Domain, corpu
     return out
 
 
+def discard_report(path: Path) -> list[Path]:
+    """Remove measurements of samples that are no longer there, and their page; returns what was removed.
+
+    What is not ours stays.
+    """
+    ours = {path: begins_with(_BEGINNING), path.with_suffix(".html"): is_page}
+    found = [place for place, is_ours in ours.items() if place.is_file() and is_ours(place)]
+    for place in found:
+        place.unlink()
+    return found
+
+
 def check_report(path: Path) -> None:
     """Refuse to replace anything but measurements of samples, and their page.
 
     Raises:
         InputError: something else is there.
     """
-    check_file(path, "sample", begins_with('{\n  "run": '), force=True)
+    check_file(path, "sample", begins_with(_BEGINNING), force=True)
     check_file(path.with_suffix(".html"), "sample", is_page, force=True)

@@ -20,6 +20,7 @@ class SampleResult(Result):
         path: how steps ran: steps, graph, numpy, persistent, split or together (`inference/paths.py`); None where none did.
         written: what was written, in words; None where nothing was, or to standard output.
         already_complete: the output was complete before; nothing was done.
+        removed: measurements of samples that these replace, where these are not measured.
         stopped_by: name of the signal that ended it early.
         report: measurements beside the data of the run, as in OUT.report.json.
         settings: whether symbols were drawn as was fitted for the run, or why not, where it has fitted settings.
@@ -35,6 +36,7 @@ class SampleResult(Result):
     path: str | None = None
     written: str | None = None
     already_complete: bool = False
+    removed: list[Path] = Field(default_factory=list)
     stopped_by: str | None = None
     report: dict[str, Any] | None = None
     settings: str | None = None
@@ -53,6 +55,8 @@ class SampleResult(Result):
     def notes(self) -> str:
         """How symbols were drawn, whether they drift, how to continue, or why there is no comparison."""
         lines = [line for line in (self.settings, self.drift) if line]
+        if self.removed:
+            lines.append(f"removed {' and '.join(map(str, self.removed))}, of the samples that these replace")
         if self.stopped_by:
             how = "" if self.out is None or self.written else "; continue with the same command and --resume "
             lines.append(f"stopped by {self.stopped_by}{how}" + (f"(so far: {self.out}.part)" if how else ""))

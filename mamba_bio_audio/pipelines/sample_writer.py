@@ -114,6 +114,7 @@ class SampleWriter(RowForm):
         classes: class of each row; empty where none is asked for.
         most: new symbols that a file holds, at which endless sampling stops; None where it goes to standard output only.
         settings: what decides the samples besides the request and the weights; equal settings may be resumed.
+        remarks: what seems wrong with prompts that can be read, a line each.
     """
 
     start: Mapping[str, Any]
@@ -121,6 +122,11 @@ class SampleWriter(RowForm):
     num_samples: int | None = None
     classes: Sequence[str] = ()
     most: int | None = None
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """None, unless a domain knows better."""
+        return ()
 
     @abstractmethod
     def check_target(self, *, replace: bool) -> None:

@@ -75,8 +75,11 @@ def test_audio_and_youtubemix(tmp_path, capsys) -> None:
     assert mba_command("prepare", "audio", folder, *arguments) == 0
     text = capsys.readouterr().out
     assert "20 at 16,000 Hz" in text
+    assert text.endswith(f"next: mba pretrain audio/tiny --set data.path={tmp_path / 'a'}\n")
     assert "bad.wav" in text
     (folder / "bad.wav").unlink()
+    assert mba_command("prepare", "audio", folder, "--out", tmp_path / "a b", "--rate", 8000, "--quiet") == 0
+    assert f"audio/tiny --set data.sample_rate_hz=8000 --set 'data.path={tmp_path / 'a b'}'" in capsys.readouterr().out
     assert mba_command("prepare", "youtubemix", "--from", folder, "--out", tmp_path / "y", "--quiet") == 0
     assert "17 recordings" in capsys.readouterr().out
 

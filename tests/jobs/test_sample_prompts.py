@@ -98,6 +98,8 @@ def test_seconds_are_rounded_to_samples(audio, seconds, samples):
         (("--length", 5, "--keep-prompt"), "--keep-prompt keeps what --prompt or --prompt-file gives"),
         (("--length", 5, "--prompt", "nowhere.wav"), "nowhere.wav"),
         (("--length", 5, "--prompt", "empty"), "--prompt empty: no "),
+        (("--length", 5, "--prompt", "clips"), "a.wav: lies inside clips, so it would become part of the input"),
+        (("--length", 5, "--best-of", 2, "--usual-bits", "inf"), "--usual-bits"),
         (
             ("--length", 5, "--prompt", "rise.wav", "--prompt", "rise.wav"),
             "one file holds one sample; give a folder for 2",
@@ -107,10 +109,36 @@ def test_seconds_are_rounded_to_samples(audio, seconds, samples):
     ],
 )
 def test_refused(audio, tmp_path, capsys, given, message):
-    (tmp_path / "empty").mkdir()
-    assert mba(*audio[1], *given, "--out", "a.wav") == 2
+    for folder in ("empty", "clips"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "clips" / "rise.wav").write_bytes((tmp_path / "rise.wav").read_bytes())
+    out = tmp_path / "clips" / "a.wav"
+    assert mba(*audio[1], *given, "--out", out) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "a.wav").exists()
+    assert not out.exists()
+
+
+def test_what_is_wrong_with_the_sound_of_a_prompt_is_said(audio, tmp_path, capsys):
+    _, arguments = audio
+    soundfile.write("anti.wav", np.outer(np.sin(np.arange(400)), [0.5, -0.5]), RATE)
+    for name, said in (
+        ("anti.wav", "warning: --prompt anti.wav: its channels cancel each other out"),
+        ("rise.wav", ""),
+    ):
+        assert mba(*arguments, "--length", 3, "--prompt", name, "--out", f"{name}.flac", "--no-report") == 0
+        errors = capsys.readouterr().err
+        assert said in errors
+        assert ("prompt" in errors) == bool(said)
+
+
+def test_measurements_of_replaced_samples_do_not_stay(audio, tmp_path, capsys):
+    _, arguments = audio
+    told, page = tmp_path / "s.wav.report.json", tmp_path / "s.wav.report.html"
+    told.write_text('{\n  "run": "earlier"}')
+    page.write_text("somebody's")
+    assert mba(*arguments, "--length", 3, "--out", "s.wav", "--no-report") == 0
+    assert f"removed {told.name}, of the samples that these replace" in capsys.readouterr().err
+    assert (told.exists(), page.read_text()) == (False, "somebody's")
 
 
 def test_bases_have_no_seconds(dna, capsys):

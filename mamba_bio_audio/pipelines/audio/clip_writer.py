@@ -30,7 +30,7 @@ from mamba_bio_audio.files import (
     write_text,
 )
 from mamba_bio_audio.pipelines.audio import wav
-from mamba_bio_audio.pipelines.audio.files import list_files, open_file
+from mamba_bio_audio.pipelines.audio.files import list_files, open_file, probe, refuse_inside
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
@@ -142,6 +142,8 @@ class ClipWriter(SampleWriter):
         if not self.single and self.out.is_file():
             raise InputError(f"{self.out} is a file, but neither .wav nor .flac; give one of these, or a folder")
         paths = prompt_paths(request.prompts)
+        if request.out is not None:
+            refuse_inside(request.out, request.prompts)
         count = self.num_samples = request.num_samples * max(1, len(paths))
         self.classes = tuple(request.classes) * max(1, len(paths))
         if request.out is None and count > 1:
@@ -166,6 +168,14 @@ class ClipWriter(SampleWriter):
         self.settings = {"prompt_samples": sum(sizes), "prompt_sha256": hashes[0] if hashes else None}
         if len(self.prompts) > 1:
             self.settings = {"prompt_samples": sizes, "prompt_sha256": hashes, "prompt_files": paths}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is wrong with the sound of prompts, but for those that `data.gain` changes."""
+        if self.request.config.gain != 1:
+            return []
+        findings = {one.path: probe(one.path).health["findings"] for one in self.prompts}
+        return [f"--prompt {path}: {'; '.join(found)}" for path, found in findings.items() if found]
 
     def _prompt(self, row: int) -> Prompt:
         return self.prompts[row // self.request.num_samples]

@@ -19,10 +19,10 @@ class AudioDataConfig(DataSection):
     )
     intervals: str | None = Field(
         default=None,
-        description="Splits: TSV with the header file, split, and optionally start0, end in samples at sample_rate_hz. "
-        "null: `intervals.tsv` in the folder of data.path if it has these columns, else whole files in natural order, "
-        "the last for test and those before them for validation, or the last parts of every file where the files are "
-        "too few to give each wanted split one.",
+        description="Splits: TSV with the header file, split, and optionally start0, end in samples at sample_rate_hz, or "
+        "at the rate in a column rate_hz. null: `intervals.tsv` in the folder of data.path if it has these columns, else "
+        "whole files in natural order, the last for test and those before them for validation, or the last parts of every "
+        "file where the files are too few to give each wanted split one.",
     )
     valid_fraction: float = Field(
         default=0.06, ge=0, lt=1, description="Share of validation when there are no intervals."

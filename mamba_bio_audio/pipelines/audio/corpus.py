@@ -79,7 +79,8 @@ class AudioCorpus(Corpus):
             self._spans, made = split_by_share(sizes, config.valid_fraction, config.test_fraction)
             self.split_source = f"{made}: train, valid {config.valid_fraction:.0%}, test {config.test_fraction:.0%}"
         else:
-            self._spans = read_splits(listed, sizes)
+            whole = {file.name: file.num_samples(config.sample_rate_hz) for file in files}
+            self._spans = _begun(read_splits(listed, whole, config.sample_rate_hz), sizes, listed)
             self.split_source = listed
         self.skipped_windows = self._skipped()
         self._class_of: dict[str, int] = {}
@@ -245,6 +246,20 @@ class AudioCorpus(Corpus):
         return min(size, max(1, round(config.max_duration_s * config.sample_rate_hz)))
 
 
+def _begun(listed: dict[str, list[Span]], sizes: dict[str, int], path: str) -> dict[str, list[Span]]:
+    """What `data.max_duration_s` leaves of listed samples."""
+    for span in (span for own in listed.values() for span in own):
+        if span.start >= sizes[span.record]:
+            raise InputError(
+                f"{path}: samples {span.start} to {span.end} of {span.record} lie beyond data.max_duration_s, of which "
+                f"{sizes[span.record]} are used; choose more, or other splits"
+            )
+    return {
+        split: [Span(span.record, span.start, min(span.end, sizes[span.record])) for span in own]
+        for split, own in listed.items()
+    }
+
+
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """`AudioCorpus.summary()` as lines for people: (what, value)."""
     rates = ", ".join(f"{rate:,}" for rate in summary["native_rates_hz"])
@@ -256,7 +271,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for split in SPLITS:
         counts = summary["splits"][split]
-        rows.append((split, f"{counts['files']:,} recordings, {_duration(counts['seconds'])}"))
+        plural = "s" * (counts["files"] != 1)
+        rows.append((split, f"{counts['files']:,} recording{plural}, {_duration(counts['seconds'])}"))
     if summary["excluded_files"]:
         rows.append(("excluded files", f"{len(summary['excluded_files']):,}"))
     if "conditions" in summary:

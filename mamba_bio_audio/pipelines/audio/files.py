@@ -117,7 +117,7 @@ class AudioFile:
     def _check_end(self, end: int, wanted: int, claimed: int) -> None:
         if end < wanted:
             raise InputError(
-                f"{self.path}: truncated: the header claims {claimed} samples, but decoding ends at {end}; {_CHECK}"
+                f"{self.path}: truncated or damaged: the header claims {claimed} samples, but decoding ends at {end}; {_CHECK}"
             )
 
     def _mixed(self, frames: decoding.Frames, start: int, channels: Channels = "mix") -> NDArray[np.float32]:
@@ -199,6 +199,23 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
         if name == other:
             raise InputError(f"data.path: {path_a} and {path_b} have the same name; give their common folder instead")
     return found
+
+
+def refuse_inside(out: Path, paths: Sequence[str]) -> None:
+    """Refuse an output inside a folder that a command reads recordings of: what it writes would be read the next time.
+
+    Raises:
+        InputError: it lies there, or is one of the recordings.
+    """
+    place = out.resolve()
+    for given in paths:
+        source = Path(os.path.expanduser(given)).resolve()
+        if place == source:
+            raise InputError(f"{out}: an input of this command; choose another --out")
+        if place.is_relative_to(source):
+            raise InputError(
+                f"{out}: lies inside {given}, so it would become part of the input; choose an --out outside it"
+            )
 
 
 def skipped_files(paths: Sequence[str]) -> dict[str, str]:
@@ -285,7 +302,10 @@ def open_file(path: str, name: str | None = None, *, windows: bool = True) -> Au
         raise InputError(f"{path}: the extension is none of {', '.join(FORMATS)}; rename or convert the file")
     size = os.path.getsize(path) if os.path.exists(path) else None
     if size is None:
-        raise InputError(f"{path}: no such file; correct the path")
+        link = os.path.islink(path)
+        raise InputError(
+            f"{path}: {'a link to a file that is not there; mend or remove it' if link else 'no such file; correct the path'}"
+        )
     if size == 0:
         raise InputError(f"{path}: zero length; {_REPLACE}")
     try:

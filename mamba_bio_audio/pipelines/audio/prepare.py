@@ -1,13 +1,12 @@
 """Prepares folders of audio for training: checked to the last sample, at one sample rate, and split.
 
-A prepared folder contains the recordings, `intervals.tsv` (file, split, start0, end) and `manifest.json`, and is given as
-`data.path`. Everything is made in a folder beside it and appears as a whole.
+A prepared folder contains the recordings, `intervals.tsv` (file, split, start0, end, rate_hz) and `manifest.json`, and
+is given as `data.path`. Everything is made in a folder beside it and appears as a whole.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -33,13 +32,14 @@ from mamba_bio_audio.pipelines.audio.files import (
     natural_key,
     open_file,
     probe,
+    refuse_inside,
     skipped_files,
 )
 from mamba_bio_audio.pipelines.audio.health import health_line
 from mamba_bio_audio.pipelines.audio.prepare_settings import AudioSettings, Unhealthy
 from mamba_bio_audio.pipelines.audio.resampling import RESAMPLER
 from mamba_bio_audio.pipelines.audio.speech_commands import DIGITS, LISTS, SPEECH_COMMANDS, copy_digits
-from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, split_by_share
+from mamba_bio_audio.pipelines.audio.splits import INTERVALS_NAME, MANIFEST_NAME, split_by_share
 from mamba_bio_audio.pipelines.reporter import Reporter
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.split_names import SPLITS
@@ -76,11 +76,7 @@ def prepare_audio(
     Raises:
         InputError: files are unusable (names each, and what is wrong with it), or `out` holds something else.
     """
-    for given in paths:
-        if out.resolve().is_relative_to(Path(os.path.expanduser(given)).resolve()):
-            raise InputError(
-                f"{out}: lies inside {given}, so it would become part of the input; choose an --out outside it"
-            )
+    refuse_inside(out, paths)
     with new_folder(out, MAKER, inputs=paths, force=force, dry_run=dry_run) as folder:
         return _write_recordings(paths, folder, settings or AudioSettings(), reporter or Reporter())
 
@@ -103,7 +99,11 @@ def _write_recordings(
             name `source` instead.
         whole_seconds: recordings up to this long stay whole, and keep their names.
     """
-    found, skipped = list_files(list(paths)), skipped_files(paths)
+    try:
+        found, skipped = list_files(list(paths)), skipped_files(paths)
+    except InputError as error:
+        # There is no such key here.
+        raise InputError(str(error).removeprefix("data.path: ")) from None
     bad: dict[str, str] = {}
     names: list[str] = []
     sizes: list[int] = []
@@ -325,6 +325,7 @@ def prepare_youtubemix(
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder; correct the path")
+    refuse_inside(out, [str(source)])
     one_recording = source.is_file() and source.suffix.lower() in FORMATS
     settings = (settings or AudioSettings()).model_copy(update={"piece_seconds": 60.0})
     # Clips of a minute may be a little longer.
@@ -334,7 +335,10 @@ def prepare_youtubemix(
         if one_recording or source.is_dir():
             return _write_recordings([str(source)], folder, settings, reporter, source=source, whole_seconds=whole)
         if not zipfile.is_zipfile(source):
-            raise InputError(f"{source}: neither an audio file nor a complete zip archive; download it again")
+            raise InputError(
+                f"{source}: neither a recording that can be read nor a complete zip archive; convert it to FLAC, or "
+                "download it again"
+            )
         unpacked = folder / ".unpacked"
         unpacked.mkdir()
         try:
@@ -350,12 +354,12 @@ def manifest_rows(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """The manifest as lines for people: (what, value)."""
     rows = [("recordings", f"{manifest['recordings']:,} at {manifest['sample_rate_hz']:,} Hz")]
     rows += [
-        (split, f"{counts['files']:,} recordings, {counts['seconds']:,.1f} s")
+        (split, f"{counts['files']:,} recording{'s' * (counts['files'] != 1)}, {counts['seconds']:,.1f} s")
         for split, counts in manifest["splits"].items()
     ]
     rows.append(("split by", manifest["split_source"]))
     if manifest.get("clipped_samples"):
-        rows.append(("samples clipped", f"{manifest['clipped_samples']:,} beyond full scale after resampling"))
+        rows.append(("samples clipped", f"{manifest['clipped_samples']:,} beyond full scale"))
     skipped = manifest.get("skipped_files", {})
     rows += [("skipped", f"{name}: {reason}") for name, reason in [*skipped.items()][:_SHOWN]]
     if len(skipped) > _SHOWN:
@@ -425,8 +429,8 @@ def _finish(
     more: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the list of splits and the manifest."""
-    text = "".join(f"{name}\t{split}\t{start}\t{stop}\n" for name, split, start, stop in rows)
-    write_text(folder / INTERVALS_NAME, "file\tsplit\tstart0\tend\n" + text)
+    text = "".join(f"{name}\t{split}\t{start}\t{stop}\t{rate_hz}\n" for name, split, start, stop in rows)
+    write_text(folder / INTERVALS_NAME, "file\tsplit\tstart0\tend\trate_hz\n" + text)
     files = [open_file(path, name) for path, name in list_files(str(folder))]
     (described,) = content_hash(str(folder), files)
     manifest: dict[str, Any] = {
@@ -445,5 +449,5 @@ def _finish(
         },
         "excluded_files": bad,
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST_NAME, manifest)
     return manifest

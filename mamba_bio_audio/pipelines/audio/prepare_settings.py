@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Of the recipes.
+USUAL_RATE_HZ = 16_000
 BadFiles = Literal["error", "exclude"]
 Channels = Literal["mix", "left", "right"]
 Unhealthy = Literal["error", "exclude", "accept"]
@@ -22,7 +24,7 @@ class AudioSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rate: int = Field(16_000, ge=1000, le=384_000, description="Sample rate of the prepared recordings, in Hz.")
+    rate: int = Field(USUAL_RATE_HZ, ge=1000, le=384_000, description="Sample rate of the prepared recordings, in Hz.")
     piece_seconds: float | None = Field(
         None, ge=0.01, description="Cut each recording into pieces of this many seconds; by default it stays whole."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.spans import Span
 from mamba_bio_audio.pipelines.split_names import SPLITS
 
-INTERVALS_NAME = "intervals.tsv"
+INTERVALS_NAME, MANIFEST_NAME = "intervals.tsv", "manifest.json"
 _COLUMNS = ("file", "split")
 
 
@@ -46,15 +47,16 @@ def split_by_share(sizes: Mapping[str, int], valid: float, test: float) -> tuple
     return cut, f"the last parts of each of {count} file{'s' if count > 1 else ''}"
 
 
-def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
-    """Splits from a TSV with the header file, split and optionally start0, end; other columns are ignored.
+def read_splits(path: str, sizes: Mapping[str, int], rate_hz: int) -> dict[str, list[Span]]:
+    """Splits from a TSV with the header file, split and optionally start0, end, rate_hz; other columns are ignored.
 
-    A file is named as in the data folder, or by its last component where that is unique. `val` is `valid`. Files that
-    are not listed belong to no split.
+    `rate_hz` is the rate at which start0 and end count samples, by default that of the model. A file is named as in the data
+    folder, or by its last component where that is unique. `val` is `valid`. Files that are not listed belong to no split.
 
     Args:
         path: path of the list.
         sizes: samples of each file, by its name.
+        rate_hz: sample rate of the model, at which `sizes` and the result count.
 
     Raises:
         InputError: naming the line, for unknown files and splits, bad numbers, and samples in more than one split.
@@ -67,6 +69,8 @@ def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
     rows = csv.DictReader(_text(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     if not set(_COLUMNS) <= set(rows.fieldnames or ()):
         raise InputError(f"{path}: the first line must name the columns file and split, separated by tabs")
+    if "rate_hz" not in (rows.fieldnames or ()):
+        _refuse_other_rate(path, rate_hz)
     for row in rows:
         where = f"{path}, line {rows.line_num}"
         name, split = row["file"] or "", {"val": "valid"}.get(row["split"] or "", row["split"] or "")
@@ -78,14 +82,35 @@ def read_splits(path: str, sizes: Mapping[str, int]) -> dict[str, list[Span]]:
             raise InputError(f"{where}: {name} {text}")
         size = sizes[alike[0]]
         try:
-            start, end = int(row.get("start0") or 0), int(row.get("end") or size)
+            counted = int(row.get("rate_hz") or rate_hz)
+            if counted < 1:
+                raise ValueError
+            # Rounded up, as the sizes of resampled recordings are.
+            start, end = (
+                -(-int(row[name]) * rate_hz // counted) if row.get(name) else whole
+                for name, whole in (("start0", 0), ("end", size))
+            )
         except ValueError:
-            raise InputError(f"{where}: start0 and end must be whole numbers of samples") from None
+            raise InputError(f"{where}: start0, end and rate_hz must be whole numbers, and rate_hz above 0") from None
         if not 0 <= start < end <= size:
             raise InputError(f"{where}: samples {start} to {end} do not lie in {name}, which has {size}")
         spans[split].append(Span(alike[0], start, end))
     _refuse_overlaps(path, spans)
     return spans
+
+
+def _refuse_other_rate(path: str, rate_hz: int) -> None:
+    """Of lists that do not say their rate, the manifest does, which `mba prepare` writes beside them."""
+    try:
+        manifest = json.loads((Path(path).parent / MANIFEST_NAME).read_text(encoding="utf-8"))
+        counted = int(manifest["sample_rate_hz"]) if "mamba_bio_audio" in manifest else rate_hz
+    except (OSError, ValueError, TypeError, KeyError):
+        return
+    if counted != rate_hz:
+        raise InputError(
+            f"{path}: counts samples at {counted:,} Hz, by {MANIFEST_NAME} beside it, but data.sample_rate_hz is {rate_hz:,}; "
+            f"set data.sample_rate_hz={counted}, or add a column rate_hz with {counted} to the list"
+        )
 
 
 def _text(path: str) -> io.StringIO:

@@ -52,6 +52,23 @@ def test_any_rate_and_channels_become_mono_flac(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_a_prepared_folder_is_whole_at_every_rate_of_the_model(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "a.wav", 1000, 8_000)
+    prepare_audio([str(tmp_path / "in")], tmp_path / "out", AudioSettings(rate=8_000))
+    for rate_hz, most_s, sizes in (
+        (8_000, None, [880, 60, 60]),
+        (16_000, None, [1760, 120, 120]),
+        (8_000, 0.12, [880, 60, 20]),
+    ):
+        config = AudioDataConfig(path=str(tmp_path / "out"), sample_rate_hz=rate_hz, max_duration_s=most_s)
+        data = DataModule(config, length=400, batch_size=1, seed=0)
+        data.setup()
+        assert [size_of(data.corpus.spans(split)) for split in ("train", "valid", "test")] == sizes
+    config = AudioDataConfig(path=str(tmp_path / "out"), sample_rate_hz=8_000, max_duration_s=0.1)
+    with pytest.raises(InputError, match=r"samples 880 to 940 of a\.flac lie beyond data\.max_duration_s"):
+        DataModule(config, length=400, batch_size=1, seed=0).setup()
+
+
 def test_bad_files_are_named_to_the_last_sample(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     tone(folder / "good.wav")
@@ -107,7 +124,7 @@ def test_sc09_from_folder_and_archive(release: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "bed").exists()
     rows = (tmp_path / "a" / "intervals.tsv").read_text().splitlines()
     # Labels in the order of the digits, not of the alphabet.
-    assert rows[1] == "zero/0a_nohash_0.wav\ttrain\t0\t800"
+    assert rows[1] == "zero/0a_nohash_0.wav\ttrain\t0\t800\t16000"
     assert rows[4].startswith("one/")
     assert size_of(opened(tmp_path / "a").corpus.spans("valid")) == 8000
 
@@ -182,7 +199,7 @@ def test_youtubemix_from_zip_folder_and_one_recording(tmp_path: Path) -> None:
         found = {path.name: soundfile.info(path).duration for path in (tmp_path / f"cut-{source.stem}").glob("*.flac")}
         assert found == {"a.0.flac": 60, "a.1.flac": 60, "a.2.flac": 10, "b.flac": 60.03125}
     (tmp_path / "no.zip").write_bytes(io.BytesIO(b"no").getvalue())
-    with pytest.raises(InputError, match="neither an audio file nor a complete zip"):
+    with pytest.raises(InputError, match="neither a recording that can be read nor a complete zip"):
         prepare_youtubemix(tmp_path / "no.zip", tmp_path / "no")
 
 
@@ -213,6 +230,8 @@ def test_out_inside_of_what_is_read_is_refused(tmp_path: Path) -> None:
     tone(tmp_path / "in" / "a.wav")
     with pytest.raises(InputError, match="choose an --out outside it"):
         prepare_audio([str(tmp_path / "in")], tmp_path / "in" / "prepared")
+    with pytest.raises(InputError, match="choose an --out outside it"):
+        prepare_youtubemix(tmp_path / "in", tmp_path / "in" / "prepared")
 
 
 def test_damaged_archives_are_named(release: Path, tmp_path: Path) -> None:

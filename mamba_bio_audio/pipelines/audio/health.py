@@ -71,7 +71,8 @@ class Health:
         findings = []
         if self._mixed and math.sqrt(self._squares / self._count) < _CANCELLED * loudest and loudest > _STEP:
             findings.append(
-                f"its channels cancel each other out when mixed ({_db(level / loudest)}); take one with --channels left"
+                f"its channels cancel each other out when mixed ({_db(level / loudest)}); take one, as mba prepare audio "
+                "--channels left does"
             )
         elif self._still == self._count:
             findings.append("silent")

@@ -109,7 +109,7 @@ def _refuse_other_rate(path: str, rate_hz: int) -> None:
     if counted != rate_hz:
         raise InputError(
             f"{path}: counts samples at {counted:,} Hz, by {MANIFEST_NAME} beside it, but data.sample_rate_hz is {rate_hz:,}; "
-            f"set data.sample_rate_hz={counted}, prepare the recordings again, or add a column rate_hz with {counted} to the list"
+            f"set data.sample_rate_hz={counted}, prepare the recordings again, or give the list a column rate_hz of {counted}"
         )
 
 

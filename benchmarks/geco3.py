@@ -2,8 +2,8 @@
 
     ulimit -v 8000000; nice -n 19 python benchmarks/geco3.py GeCo3 --data data/human --out FILE.csv
 
-`GeCo3` is the program, built outside of this project from github.com/cobilab/geco3 (GPL-3; GigaScience 2020, doi
-10.1093/gigascience/giaa119). Sizes are those of its files, headers of about 150 bytes included. All model sets are run on
+`GeCo3` is the program, built outside of this project from github.com/cobilab/geco3 (d8246bf; GPL-3; GigaScience 2020, doi
+10.1093/gigascience/giaa119). Sizes are those of its files, headers of a few hundred bytes included. All model sets are run on
 all loci; the one that is `chosen` is the best on validation. Some GB and a few minutes of one core for each set.
 """
 

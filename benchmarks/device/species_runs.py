@@ -29,7 +29,7 @@ from mamba_bio_audio.evaluation.resampling import bootstrap_mean
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
 from mamba_bio_audio.jobs.evaluate_results import ClassesResult
 from mamba_bio_audio.jobs.finetune import finetune
-from mamba_bio_audio.pipelines.dna.kmers import kmer_baseline, training_sequences
+from mamba_bio_audio.pipelines.dna.kmers import training_sequences
 from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.pipelines.synthetic.families import ceiling, ceiling_of_windows, plant_files
 from mamba_bio_audio.run.begin import Session
@@ -344,28 +344,6 @@ def apes() -> None:
             score("apes", run, "train")
 
 
-def kmers() -> None:
-    """(b) The k-mer bar alone on the apes and on the control, which needs no GPU."""
-    for folder in (DATA / "apes", planted()):
-        for name in LENGTHS:
-            config = configure(f"dna/apes@{name}", [f"data.path={folder}", "data.num_workers=0"])
-            data = open_data(config, "cpu")
-            data.setup()
-            fitted = kmer_baseline(data)
-            dataset: Any = data.evaluation_dataset("test")
-            rows, targets = labelled_sequences(dataset)
-            right = (fitted.probabilities(rows).argmax(1) == targets).astype(float)
-            own = bootstrap_mean(right, [window.locus for window in dataset.windows])
-            record(
-                "kmers", f"{folder.name}-{name}", fitted.to_dict() | {"accuracy": own.to_dict(), "count": len(right)}
-            )
-            print(
-                f"== k-mers {folder.name} {name}: k={fitted.k}, {fitted.trained_on} windows, accuracy {own.value:.4f} "
-                f"({own.low:.4f} to {own.high:.4f}) n={len(right)}",
-                flush=True,
-            )
-
-
 def bar() -> None:
     """(a) The k-mer bar alone: every k at several numbers of training windows, with the test accuracy of each.
 
@@ -374,27 +352,52 @@ def bar() -> None:
     numbers in a row have done no better; the likeliest k come first. WINDOWS and SIZES, with commas, ask for some only.
     With CHROMOSOME_X, a folder, the human class trains on chromosome X too, which the language model of species_net.py reads.
     """
-    asked = [int(word) for word in os.environ.get("WINDOWS", "").split(",") if word]
-    likely = [int(word) for word in os.environ.get("SIZES", "7,8,6,9,5,4,10,3").split(",")]
-    path = OUT / "species_kmers.csv"
-    rows: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+    rows = _read_bar()
     recipe, settings = "dna/species", [easy_paths()]  # what rows are called
     if os.environ.get("CHROMOSOME_X"):
         more, table = chromosome_x(), RUNS / "bar.tsv"
         write_blocks(table, more)
         recipe, settings = "dna/species with chromosome X", [easy_paths(more), f"data.intervals={table}"]
     data = open_data(configure("dna/species", [*settings, "data.num_workers=0"]), "cpu")
+    _tuned(data, recipe, rows, BAR_WINDOWS if not TOY else (250,))
+
+
+def kmers() -> None:
+    """(b) The same of the apes and of the control, whose numbers of windows are those of 2^24 to 2^27 bases.
+
+    SETS and LENGTHS, with commas, ask for some only: every length in a process of its own needs less memory.
+    """
+    rows = _read_bar()
+    for name in os.environ.get("SETS", "planted,apes").split(","):
+        folder = planted() if name == "planted" else DATA / "apes"
+        for length in os.environ.get("LENGTHS", ",".join(LENGTHS)).split(","):
+            config = configure(f"dna/apes@{length}", [f"data.path={folder}", "data.num_workers=0"])
+            data = open_data(config, "cpu")
+            counts = [2**power // LENGTHS[length] for power in range(24, 28)]
+            _tuned(data, f"dna/apes@{length}" + " with planted families" * (name == "planted"), rows, counts)
+
+
+def _read_bar() -> list[dict[str, Any]]:
+    path = OUT / "species_kmers.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _tuned(data: Any, recipe: str, rows: list[dict[str, Any]], counts: Sequence[int]) -> None:
+    """Fit k-mers to several numbers of training windows, and add what they reach to the rows of `bar`."""
+    path = OUT / "species_kmers.csv"
+    asked = [int(word) for word in os.environ.get("WINDOWS", "").split(",") if word]
+    likely = [int(word) for word in os.environ.get("SIZES", "7,8,6,9,5,4,10,3").split(",")]
     data.setup()
     valid, valid_labels = labelled_sequences(data.evaluation_dataset("valid"))
     dataset: Any = data.evaluation_dataset("test")
     test, targets = labelled_sequences(dataset)
     loci = [window.locus for window in dataset.windows]
-    pair = [data.corpus.classes.index("human"), data.corpus.classes.index("mouse")]
-    hard = (targets == pair[0]) | (targets == pair[1])
-    for count in BAR_WINDOWS if not TOY else (250,):
+    pair = [data.corpus.classes.index(name) for name in ("human", "mouse") if name in data.corpus.classes]
+    hard = np.isin(targets, pair)
+    for count in counts:
         leasts = _least_of(rows, recipe)
         before = [leasts[windows] for windows in sorted(leasts) if windows < count]
         if asked and count not in asked:
@@ -415,13 +418,13 @@ def bar() -> None:
             )
             p = fitted.model.probabilities(kmers_torch.shares_of(test, k, DEVICE, False).rows)
             accuracy = bootstrap_mean((p.argmax(1) == targets).astype(float), loci)
-            right = np.asarray(pair)[p[hard][:, pair].argmax(1)] == targets[hard]
+            right = np.asarray(pair)[p[hard][:, pair].argmax(1)] == targets[hard] if len(pair) == 2 else None
             best = min(fitted.table, key=lambda row: row["valid_nats"])
             rows.append(
                 {"recipe": recipe, "windows": len(train), "k": k, "strength": fitted.strength}
                 | {"valid_nats": f"{best['valid_nats']:.4f}", "valid_accuracy": f"{best['valid_accuracy']:.4f}"}
                 | {"test_accuracy": f"{accuracy.value:.4f}", "low": f"{accuracy.low:.4f}"}
-                | {"high": f"{accuracy.high:.4f}", "human_mouse": f"{right.mean():.4f}"}
+                | {"high": f"{accuracy.high:.4f}", "human_mouse": "" if right is None else f"{right.mean():.4f}"}
                 | {"test_windows": len(targets), "loci": accuracy.groups}
                 | {"at_edge": "penalty" if kmers_torch.at_edge(fitted) else ""}
                 | {"seconds": f"{time.perf_counter() - start:.0f}"}

@@ -271,9 +271,11 @@ def gue() -> tuple[str, ...]:
     above = [sum(own[task] > published[task][column] for task in own) for column in (0, 1)]
     verdicts = [
         [row["verdict"] for row in rows("gue_gains_h200.csv", model="mixed138mb-1m4, fine-tuned", against=bar)]
-        for bar in ("k-mers", "CNN")
+        for bar in ("k-mers", "CNN", "from scratch")
     ]
-    counts = (verdicts[0].count("better"), verdicts[1].count("better"), verdicts[1].count("worse"))
+    assert not verdicts[0].count("worse") + verdicts[2].count("worse")
+    better = [found.count("better") for found in verdicts]
+    counts = (better[0], better[1], verdicts[1].count("worse"), better[2])
     return str(len(own)), *map(str, (*above, *counts))
 
 
@@ -394,8 +396,8 @@ CLAIMS: dict[str, tuple[str, Callable[[], tuple[str, ...]]]] = {
     "GUE": (
         "- **GUE**, {} tasks: frozen, 12 layers x 128 trained on human and other genomes are above the published frozen "
         "HyenaDNA on {} of them and above Caduceus-Ph on {} (another protocol); fine-tuned they are above k-mers by .02 of "
-        "AUROC on {}, above a small convolutional network by that much on {} and below it on {} "
-        "([Classification](classification.md)).",
+        "AUROC on {}, above a small convolutional network by that much on {} and below it on {}, above the same network "
+        "from random weights on {} ([Classification](classification.md)).",
         gue,
     ),
     "digits": (

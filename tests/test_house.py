@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -205,7 +206,18 @@ def wheel(tmp_path_factory) -> Path:
         check=True,
         env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"},
     )
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, stdout=subprocess.DEVNULL)
     return next(out.glob("*.whl"))
+
+
+def test_the_source_distribution_holds_the_package_and_no_tests_that_cannot_run(wheel):
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    packaged = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packaged <= names
+    assert {"LICENSE", "NOTICE", "CITATION.cff", "pyproject.toml"} <= names
+    assert not {name for name in names if name.startswith(("tests", "benchmarks", "docs", "kernels", "cli"))}
 
 
 def test_wheel_is_complete(wheel):

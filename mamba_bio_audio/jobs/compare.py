@@ -201,7 +201,7 @@ def _device(options: CompareOptions) -> tuple[str, bool]:
 
 
 def run(options: CompareOptions) -> CompareResult:
-    """Train, as far as the time allows, and compare what is finished."""
+    """Train several sequence models on the same batches, as far as the time allows, and compare what is finished."""
     # The time of imports counts.
     began = time.perf_counter()
     from mamba_bio_audio.run.compare import Comparison

@@ -355,6 +355,8 @@ def _bars(asked: Asked, task: Task, data: DataModule, known: Known) -> list[Tria
         strand = "both strands together" if best.both_strands else "one strand"
         candidates = [row | {"both_strands": fit.both_strands} for fit in fits for row in fit.table]
         chosen = f"k = {best.k}, {strand}, penalty 1/{best.strength:g}"
+        if arm == "kmers":
+            chosen = "; ".join([chosen, *best.edges])
         name = "k-mers" if arm == "kmers" else f"{sizes[0]}-mers"
         trials.append(Trial(name, chosen, candidates, {0: best.probabilities}))
     if "cnn" in asked.arms:

@@ -124,10 +124,12 @@ def tune(recordings: list[Levels], codec: AudioCodec) -> tuple[Linear, list[str]
         return known[how]
 
     count, best = sum(map(len, recordings)), LPC_32
+    # A window that no recording fills is of zeros.
+    longest = max(best.window, *map(len, recordings))
 
     def better(other: Linear) -> bool:
         inside = all(low <= own <= high for low, own, high in zip(_SMALLEST, other, _LARGEST, strict=True))
-        return inside and other.order < other.window and bits(best) - bits(other) > _LEAST_GAIN * count
+        return inside and other.order < other.window <= longest and bits(best) - bits(other) > _LEAST_GAIN * count
 
     while better(other := Linear(2 * best.order, max(best.window, 32 * best.order), best.half_life)):
         best = other

@@ -89,7 +89,7 @@ def test_linear_prediction_knows_resonances_and_no_noise() -> None:
 def test_linear_prediction_is_tuned_until_its_neighbours_are_worse(monkeypatch) -> None:
     """A comb whose echo comes after 50 samples: order 64 knows it, order 32 does not."""
     monkeypatch.setattr(yardstick_module, "_LARGEST", Linear(128, 4096, 64))
-    echo = np.random.default_rng(5).normal(0, 0.05, 4000)
+    echo = np.random.default_rng(5).normal(0, 0.05, 5000)
     for at in range(50, len(echo)):
         echo[at] += 0.9 * echo[at - 50]
     levels = [CODEC.encode(echo)]

@@ -213,6 +213,7 @@ class AudioCorpus(Corpus):
                 }
                 for split in SPLITS
             },
+            **self._unlisted(),
             **({"conditions": list(self.conditions)} if self.conditions else {}),
             "length": self.length,
             "training_windows": len(self.windows(self.length)),
@@ -220,6 +221,12 @@ class AudioCorpus(Corpus):
             "pad_target": self.config.pad_target,
             "excluded_files": self.excluded,
         }
+
+    def _unlisted(self) -> dict[str, Any]:
+        """Recordings that are in no split, by their number and the first of them, where there are any."""
+        listed = {span.record for split in SPLITS for span in self.spans(split)}
+        names = [file.name for file in self.recordings.files if file.name not in listed]
+        return {"unlisted_files": {"count": len(names), "first": names[0]}} if names else {}
 
     def _file(self, span: Span) -> AudioFile:
         return self.recordings.files[self.recordings.number[span.record]]
@@ -273,6 +280,9 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         counts = summary["splits"][split]
         plural = "s" * (counts["files"] != 1)
         rows.append((split, f"{counts['files']:,} recording{plural}, {_duration(counts['seconds'])}"))
+    if unlisted := summary.get("unlisted_files"):
+        such = "s, such as" if unlisted["count"] > 1 else ":"
+        rows.append(("in no split", f"{unlisted['count']:,} recording{such} {unlisted['first']}"))
     if summary["excluded_files"]:
         rows.append(("excluded files", f"{len(summary['excluded_files']):,}"))
     if "conditions" in summary:

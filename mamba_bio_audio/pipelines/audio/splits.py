@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -126,7 +127,8 @@ def _text(path: str) -> io.StringIO:
 def has_split_columns(path: str) -> bool:
     """Whether a file is a list of splits of recordings."""
     with open(path, encoding="utf-8-sig", errors="replace") as stream:
-        return set(_COLUMNS) <= set(stream.readline().rstrip("\r\n").split("\t"))
+        # With other separators, too, so that `read_splits` can say what is wrong with them.
+        return set(_COLUMNS) <= set(re.findall(r"\w+", stream.readline()))
 
 
 def _refuse_overlaps(path: str, spans: dict[str, list[Span]]) -> None:

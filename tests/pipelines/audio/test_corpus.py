@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mamba_bio_audio.errors import InputError
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
+from mamba_bio_audio.pipelines.audio.corpus import summary_rows
 from mamba_bio_audio.pipelines.audio.splits import split_by_share
 from mamba_bio_audio.pipelines.corpus import Example
 from mamba_bio_audio.pipelines.data import DataModule, batch_of
@@ -172,6 +173,7 @@ def test_list_of_splits_beside_the_files(folder: str, tmp_path: Path) -> None:
     data = module(folder)
     assert [samples(data, split) for split in ("train", "valid", "test")] == [503, 505, 0]
     assert data.summary()["split_source"] == str(listed)
+    assert ("in no split", "18 recordings, such as 1.wav") in summary_rows(data.summary())
     with pytest.raises(InputError, match="test split has no sample"):
         data.evaluation_dataset("test")
     other = tmp_path / "other.tsv"

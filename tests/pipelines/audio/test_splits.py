@@ -75,6 +75,7 @@ def test_byte_order_marks_and_quotes_in_names(tmp_path: Path):
     ("text", "message"),
     [
         ("file\tset\na.wav\ttrain\n", "columns file and split"),
+        ("file;split\na.wav;train\n", "columns file and split, separated by tabs"),
         ("file\tsplit\nz.wav\ttrain\n", "line 2: z.wav is not in data.path"),
         ("file\tsplit\nb.wav\ttrain\n", "line 2: b.wav could be 2 files"),
         ("file\tsplit\na.wav\ttrain\na.wav\tdev\n", "line 3: split must be one of train, valid, test, not 'dev'"),
@@ -90,6 +91,7 @@ def test_byte_order_marks_and_quotes_in_names(tmp_path: Path):
 def test_mistakes_in_a_list_are_named(tmp_path: Path, text, message):
     path = tmp_path / "intervals.tsv"
     path.write_text(text)
+    assert has_split_columns(str(path)) == ("split" in text)
     with pytest.raises(InputError, match=message):
         read_splits(str(path), dict.fromkeys(("a.wav", "one/b.wav", "two/b.wav"), 1000), 16_000)
 

@@ -68,7 +68,7 @@ def run(folder: Path, results: Path, made: dict[tuple[str, str], str]) -> tuple[
     split = manifest["data"]["splits"]["train"]
     size = split.get("bases", split.get("samples"))
     ended = result["stopped_by"]
-    rate = result["tokens_per_second"]
+    rate, calls = result["tokens_per_second"], len(manifest.get("sessions", ()))
     cells = {
         "run": f"`{name}/`" + (f", stopped by {ended}" if ended else ""),
         "data": f"{size / 1e6:.1f} M {per}s, " + sources(manifest["data"]["files"]),
@@ -78,7 +78,10 @@ def run(folder: Path, results: Path, made: dict[tuple[str, str], str]) -> tuple[
         + (" after shorter ones" if len(manifest["length_stages"]) > 1 else ""),
         "seen": DASH if symbols is None else f"{symbols / 1e6:,.0f} M, {symbols / size:.1f} times",
         "rate": f"{train['lr']:g}" if train else DASH,
-        "seconds": DASH if symbols is None or not rate else f"{symbols / rate:,.0f} at {rate / 1e6:.2f} M/s",
+        "seconds": DASH
+        if symbols is None or not rate
+        else f"{symbols / rate:,.0f} at {rate / 1e6:.2f} M/s"
+        + (f", that of the last of {calls} calls" if calls > 1 else ""),
         "validation": loss(result["valid_bits"], result["valid_perplexity"], per),
         **tested(folder, per),
         "made with": with_what(name, manifest, made),

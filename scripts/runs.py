@@ -141,7 +141,7 @@ def with_what(name: str, manifest: dict[str, Any], made: dict[tuple[str, str], s
     """Machine, commit, torch, triton and day."""
     said = []
     for field in ("device", "commit", "torch", "triton"):
-        known = manifest.get(field) or made.get((f"{name}/", field)) or "not recorded"
+        known = made.get((f"{name}/", field)) or manifest.get(field) or "not recorded"
         said.append(str(known) if field in ("device", "commit") else f"{field} {known}")
     return ", ".join([*said, manifest["started"][:10]])
 

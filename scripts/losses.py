@@ -302,6 +302,23 @@ def species() -> Claim:
     )
 
 
+def planted() -> Claim:
+    """The network of the control beside the k-mers that validation chooses."""
+    bars = {
+        row["recipe"].removeprefix("dna/apes@").partition(" ")[0]: float(row["test_accuracy"])
+        for row in rows("species_kmers_cpu.csv", best="yes")
+        if row["recipe"].endswith(" with planted families")
+    }
+    control = rows("species_h100.csv", step="control", kind="evaluation", split="test")
+    names = {1 << 10: "1k", 1 << 12: "4k", 1 << 14: "16k", 1 << 16: "64k"}
+    found = [
+        (100 * (float(row["accuracy"]) - bars[names[int(row["length"])]]), f"{int(row['length']):,} bases")
+        for row in control
+    ]
+    best, worst = ends(found, 1, "")
+    return Claim("planted families, points over k-mers", best, worst, "`species_h100.csv`, `species_kmers_cpu.csv`")
+
+
 def apes() -> Claim:
     found = [
         (100 * float(row["accuracy"]), f"{row['run'].removeprefix('apes-')}")
@@ -443,6 +460,7 @@ CLAIMS = (
         yeast,
         variants,
         species,
+        planted,
         apes,
         labels,
         fragments,

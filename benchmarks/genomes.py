@@ -29,7 +29,7 @@ from mamba_bio_audio.pipelines.dna.tokenizer import A, T
 from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.run.timing import append_row, provenance
 
-KMERS = (3, 4, 5, 6, 7)
+KMERS = tuple(range(3, 13))  # ends where two longer words in a row are no better
 Rows = list[NDArray[np.uint8]]
 
 

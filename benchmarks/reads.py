@@ -33,7 +33,7 @@ from mamba_bio_audio.pipelines.dna.kmers import fit_kmers, training_sequences
 from mamba_bio_audio.pipelines.scores import labelled_sequences
 from mamba_bio_audio.run.timing import append_row, provenance
 
-KMERS = (3, 4, 5, 6, 7)
+KMERS = tuple(range(3, 13))  # ends where two longer words in a row are no better
 NEAR = "mouse"
 
 

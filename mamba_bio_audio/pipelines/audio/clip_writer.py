@@ -30,7 +30,7 @@ from mamba_bio_audio.files import (
     write_text,
 )
 from mamba_bio_audio.pipelines.audio import wav
-from mamba_bio_audio.pipelines.audio.files import list_files, open_file, probe, refuse_inside
+from mamba_bio_audio.pipelines.audio.files import FORMATS, list_files, open_file, probe, refuse_inside
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.corpus import Ids
 from mamba_bio_audio.pipelines.sample_writer import Sampled, SampleRequest, SampleWriter
@@ -39,7 +39,7 @@ from mamba_bio_audio.text import printable
 _BLOCK = 1 << 20
 _WRITTEN = (".wav", ".flac")
 # Meant as audio files, not as folders.
-_NOT_WRITTEN = (".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".aifc", ".au", ".caf")
+_NOT_WRITTEN = {*FORMATS, ".m4a", ".aac", ".wma"} - {*_WRITTEN}
 # What lies in a folder of samples; the marker is written where they were made.
 SAMPLE_FILES = (MARKER, "sample-[0-9]*.flac", "index.tsv", "samples.json")
 MAKER = Maker("sample", SAMPLE_FILES)

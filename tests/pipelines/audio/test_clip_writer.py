@@ -61,7 +61,9 @@ def test_what_cannot_be_written_is_refused(tmp_path, more, message) -> None:
         sampled(tmp_path, "standard", **more)
 
 
-@pytest.mark.parametrize("name", ["x.mp3", "x.aiff", "x.AIF", "x.au", "x.m4a", "x.aac", "x.wma", "x.opus"])
+@pytest.mark.parametrize(
+    "name", ["x.mp3", "x.aiff", "x.AIF", "x.au", "x.m4a", "x.aac", "x.wma", "x.opus", "x.wave", "x.w64"]
+)
 def test_formats_that_are_not_written_are_no_folders(tmp_path, name) -> None:
     with pytest.raises(InputError, match=r"written as \.wav or \.flac"):
         sampled(tmp_path, "standard", name)

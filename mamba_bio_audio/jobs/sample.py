@@ -272,7 +272,7 @@ def run(options: SampleOptions) -> SampleResult:
     earlier = domain.measures(out)
     removed = [] if earlier is None else discard_report(earlier)
     if measured is None or result.stopped_by:
-        return result.model_copy(update={"removed": removed})
+        return result.model_copy(update={"removed": removed} if removed else {})
     with counter("comparing", f"{domain.unit}s", options.quiet) as progress:
         report, corpus = measure(options.run, out, model.config, model.manifest, progress=progress)
     text = domain.show_measured(report)

@@ -36,7 +36,7 @@ class SampleResult(Result):
     path: str | None = None
     written: str | None = None
     already_complete: bool = False
-    removed: list[Path] = Field(default_factory=list)
+    removed: list[Path] | None = None
     stopped_by: str | None = None
     report: dict[str, Any] | None = None
     settings: str | None = None

@@ -88,7 +88,9 @@ def test_a_stopped_training_says_how_to_continue():
     assert result.text().startswith("stopped by SIGTERM after step 1,000 of 2,000; everything is saved. Continue")
     assert "next:" not in result.text()
     assert "--which last" not in result.text()
-    unread = PretrainResult(**TRAINED | {"stopped_by": "SIGTERM", "valid_nats": None, "best_step": 0}, kind="dna")
+    unread = PretrainResult(
+        **TRAINED | {"stopped_by": "SIGTERM", "valid_nats": None, "best_step": 0}, first_sample="--length 1000"
+    )
     assert "need --which last" in unread.text()
     assert result.exit_code == 130
     assert PretrainResult(**TRAINED, first_sample="--length 1000").exit_code == 0

@@ -2,15 +2,26 @@
 
 Writes `mamba_bio_audio/packaged/NAME` (or --out) anew: the weights in bf16, `config.json`, tokenizer, and a card with what the
 YAML file says (`About` of run/packaged.py). The rounded weights are evaluated on both held-out splits, once: if the packaged
-folder holds their scores already, as after a change of the YAML file alone, these are kept. What Markov models reach is taken
-from the run's own evaluations of these splits, where there are any.
+folder holds their scores already, as after a change of the YAML file alone, these are kept. RUN may be a packaged folder
+itself. What simple models reach is taken from the table that the YAML file names under `yardsticks`
+(benchmarks/yardsticks.py), else from the run's own evaluations of these splits, else measured.
+
+Ten million bases take 16 layers x 256 an hour of a CPU core and a GPU half a minute: on a GPU machine, where the run is, or
+for weights that are packaged already
+
+    python3 scripts/package_model.py mamba_bio_audio/packaged/NAME scripts/packaged/NAME.yaml --data FOLDER --out $OUT/NAME
+
+With --unscored they are not, and the card says so until it is made again. The weights of all packaged models together may
+take 20 MB (tests/run/test_packaged.py), of which a wheel has four fifths.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from mamba_bio_audio.files import Maker, new_folder, write_json
 from mamba_bio_audio.jobs.evaluate import EvaluateOptions, evaluate
@@ -18,15 +29,17 @@ from mamba_bio_audio.models.weights import weights_hash
 from mamba_bio_audio.plain_yaml import parse
 from mamba_bio_audio.run import saved
 from mamba_bio_audio.run.export import export
-from mamba_bio_audio.run.packaged import CHECK_BASES, CHECK_DATA, FOLDER, About
+from mamba_bio_audio.run.packaged import CHECK_BASES, CHECK_DATA, CHECK_LENGTH, FOLDER, About
 
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 # Of the manifest, what tells of the machine and the commands rather than of the model.
 LEFT_OUT = ("sessions", "command", "platform", "python", "numpy", "evaluations")
 
 
-def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
+def main(run: Path, facts: Path, data: Path | None, out: Path | None, scored: bool = True) -> Path:
     """Make the folder; returns it."""
     said = parse(facts.read_text(encoding="utf-8"), str(facts))
+    bars = _bars(said.pop("yardsticks", None))
     out = out or FOLDER / said["name"]
     model = saved.load(run)
     manifest = {key: value for key, value in model.manifest.items() if key not in LEFT_OUT}
@@ -49,7 +62,9 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None) -> Path:
         export(model, rounded, precision="bf16")
         model = saved.load(rounded)
         weights = weights_hash(model)
-        scores = _scores_in(out, weights) or _evaluate(rounded, saved.read_evaluations(run), data)
+        scores = _scores_in(out, weights)
+        if not scores and scored:
+            scores = _evaluate(rounded, saved.read_evaluations(run), data, bars)
         check = _check(rounded) if model.config.data.kind == "dna" else None
     model.config = model.config.model_copy(update={"data": named})
     model.manifest = manifest | {
@@ -68,19 +83,50 @@ def _scores_in(folder: Path, weights: str) -> dict | None:
     return scores if scores and all(found["weights_sha256"] == weights for found in scores.values()) else None
 
 
-def _evaluate(folder: Path, before: dict, data: Path | None) -> dict:
+def _bars(table: str | None) -> dict[str, dict[str, Any]]:
+    """By split, the Markov model that validation chose and copies within the longest context."""
+    bars: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
+    if table is None:
+        return bars
+    with (RESULTS / table).open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["locus"] == "all"]
+    for row in rows:
+        score = {name: float(row[name]) for name in ("nats", "bits", "perplexity")}
+        if row["chosen"] == "True":
+            bars[row["split"]][f"Markov order {row['size']}"] = score
+    for split, found in bars.items():
+        copies = [row for row in rows if (row["yardstick"], row["split"]) == ("copies", split)]
+        if copies:
+            row = max(copies, key=lambda row: int(row["size"]))
+            score = {name: float(row[name]) for name in ("nats", "bits", "perplexity")}
+            found[f"copies within {int(row['size']):,}"] = score
+    return bars
+
+
+def _evaluate(folder: Path, before: dict, data: Path | None, bars: dict[str, dict[str, Any]]) -> dict:
     overrides = () if data is None else (f"data.path={data}",)
     for split in ("valid", "test"):
-        found = evaluate(EvaluateOptions(run=folder, split=split, overrides=overrides, baselines=split not in before))
+        simple = split not in before and not bars[split]
+        found = evaluate(EvaluateOptions(run=folder, split=split, overrides=overrides, baselines=simple))
         print(found.text(), flush=True)
         write_json(folder / f"evaluate-{split}.json", found.to_json())
-    return {split: before.get(split, {}) | found for split, found in saved.read_evaluations(folder).items()}
+    return {
+        split: before.get(split, {}) | found | bars[split] for split, found in saved.read_evaluations(folder).items()
+    }
 
 
 def _check(folder: Path) -> float | None:
     """What `CHECK` gives."""
-    how = EvaluateOptions(run=folder, baselines=False, max_bases=CHECK_BASES, overrides=CHECK_DATA, device="cpu")
-    return evaluate(how).model.nats
+    return evaluate(
+        EvaluateOptions(
+            run=folder,
+            baselines=False,
+            length=CHECK_LENGTH,
+            max_bases=CHECK_BASES,
+            overrides=CHECK_DATA,
+            device="cpu",
+        )
+    ).model.nats
 
 
 if __name__ == "__main__":
@@ -89,5 +135,6 @@ if __name__ == "__main__":
     parser.add_argument("facts", type=Path)
     parser.add_argument("--data", type=Path, help="folder of the run's data, where it is not where it was")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--unscored", action="store_true", help="do not evaluate the splits")
     given = parser.parse_args()
-    print(main(given.run, given.facts, given.data, given.out))
+    print(main(given.run, given.facts, given.data, given.out, not given.unscored))

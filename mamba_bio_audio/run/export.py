@@ -282,6 +282,7 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
     lines += [f"- and {len(files) - 20:,} more, listed in config.json"] if len(files) > 20 else []
     if found := domain_of(config.data.kind).card_data(data):
         lines += ["", *found]
+    shorter = ", ".join(f"{stage.length:,}" for stage in train.length_warmup)
     lines += [
         "",
         "No licence is stated here: whoever publishes these weights must choose one that the data's licences allow."
@@ -290,7 +291,8 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
         "",
         "## Training",
         "",
-        f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}, "
+        f"{train.steps:,} steps of {train.tokens_per_step:,} positions at length {train.length:,}"
+        f"{f' after {shorter}' if shorter else ''}, "
         f"peak learning rate {train.lr:g}, betas {train.betas[0]:g} and {train.betas[1]:g}, "
         f"weight decay {train.weight_decay:g}, seed {config.seed}.",
     ]

@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mamba_bio_audio.errors import InputError
 
 # Arguments of `mba evaluate` that score a few of the bases that come with the package.
-CHECK_BASES, CHECK_DATA = 16384, ("data.path=demo", "data.num_workers=0")
-CHECK = ("--no-baselines", "--max-bases", str(CHECK_BASES), *(word for text in CHECK_DATA for word in ("--set", text)))
+CHECK_LENGTH, CHECK_BASES, CHECK_DATA = 1024, 4096, ("data.path=demo", "data.num_workers=0")
+CHECK = (
+    *("--no-baselines", "--length", str(CHECK_LENGTH), "--max-bases", str(CHECK_BASES)),
+    *(word for text in CHECK_DATA for word in ("--set", text)),
+)
 FOLDER = Path(str(files("mamba_bio_audio"))) / "packaged"
 
 

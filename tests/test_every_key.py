@@ -97,6 +97,9 @@ AUDIO = (
 )
 MAMBA_OUTSIDE = "model.stages=[{mixer: mamba}, {}, {mixer: mamba}]"
 MADE = ("induction", "selective-copying", "recall")
+# Windows that have room for a copy.
+LONGER = ("train.length=128", "train.tokens_per_step=256")
+
 ROWS = [
     *rows("dna", "model", "model.mixer=s4d", "model.d_model=16", "model.num_layers=2", "model.ssm={d_state: 4}"),
     *rows("dna", "model", "model.vocab_multiple=5", "model.norm_eps=0.1", "model.tie_embeddings=false"),
@@ -135,6 +138,9 @@ ROWS = [
     *rows("dna", "data", "data.block_bases=1000", "data.split_seed=1", "data.max_unknown=0.9"),
     *rows("dna", "data", "data.case=drop", ("data.lower_weight=0.9", "data.case=weight")),
     *rows("dna", "data", ("data.max_lower=0.01", "data.case=drop"), "data.reverse_complement=true"),
+    *rows("dna", "data", ("data.repeats=0.5", *LONGER)),
+    *rows("dna", "data", ("data.repeat_substitutions=1", "data.repeats=0.5", *LONGER)),
+    *rows("dna", "data", ("data.repeat_reverse=1", "data.repeats=0.5", *LONGER)),
     *rows("dna", "data", ("data.weights={genome: 1, other: 9}", "data.path=[DIR/genome.fa, DIR/other.fa]")),
     *rows(
         "dna",

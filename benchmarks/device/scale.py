@@ -66,6 +66,7 @@ class Job(NamedTuple):
     bases: int
     stages: tuple[tuple[int, float], ...] = ()
     what: str = ""
+    scored: bool = True  # by its likelihood on whole splits
 
 
 JOBS: dict[str, Job] = {
@@ -81,6 +82,34 @@ JOBS: dict[str, Job] = {
     "microbes": Job(MICROBES, [], 600_000_000, (), "16 x 256 at 1,024 on human and other species"),
     "human": Job(HUMAN, [], 600_000_000, (), "16 x 256 at 1,024 on human, beside microbes"),
 }
+# What makes a model copy: 6 x 128 on windows of 512 to 4,096 bases, with and without attention, positions and copies put in.
+ATTENTION = ["model.num_layers=6", "model.pattern=mamba*3,transformer,mamba*2"]
+NO_POSITIONS = "model.options={transformer: {mlp: none, rope_theta: null}}"
+TRIAL = ["model.d_model=128", "train.length=4096", "train.tokens_per_step=65536", "train.validate_every=2000"]
+TRIAL += ["data.num_workers=2", "train.log_every=25"]
+FIRST, COPIES = ((512, 0.2), (1024, 0.3)), "data.repeats=0.3"
+HYBRID = [*TRIAL, *ATTENTION, NO_POSITIONS]
+for kind, sets, told in (
+    ("mixed", [*HYBRID, COPIES], "hybrid, copies of both strands, substituted"),
+    ("forward", [*HYBRID, COPIES, "data.repeat_reverse=0", "data.repeat_substitutions=0"], "hybrid, exact copies"),
+    ("plain", HYBRID, "hybrid, no copies"),
+    ("rotary", [*TRIAL, *ATTENTION, "model.options={transformer: {mlp: none}}", COPIES], "hybrid, rotary positions"),
+    ("pure", [*TRIAL, "model.num_layers=6", COPIES], "pure Mamba, copies"),
+    ("early", [*HYBRID, "model.pattern=mamba,transformer,mamba*4", COPIES], "hybrid, attention after one layer"),
+    ("late", [*HYBRID, "model.pattern=mamba*4,transformer,mamba", COPIES], "hybrid, attention after four layers"),
+    ("few", [*HYBRID, "data.repeats=0.05"], "hybrid, a twentieth copied"),
+    ("heads", [*HYBRID, "model.options={transformer: {mlp: none, rope_theta: null, heads: 4}}", COPIES], "four heads"),
+):
+    JOBS[f"try-{kind}"] = Job(HUMAN, sets, 80_000_000, FIRST, told, scored=False)
+# with_layers.py human42mb-1m4 /tmp/grown --pattern mamba*6,transformer,mamba*6 --option mlp=none --option rope_theta=null
+GROWN = ["train.init=/tmp/grown", *TRIAL[1:], "train.lr=1e-3", COPIES]
+JOBS["try-grown"] = Job(HUMAN, GROWN, 60_000_000, FIRST, "attention put into the packaged 12 x 128", scored=False)
+for kind, sets in (("plain", HYBRID), ("mixed", [*HYBRID, COPIES])):
+    long = [*sets, "train.length=32768"]
+    told = f"try-{kind}, to windows of 32,768"
+    JOBS[f"try-{kind}-32k"] = Job(HUMAN, long, 80_000_000, ((512, 0.15), (1024, 0.15), (4096, 0.2)), told, scored=False)
+PROBE = [*LONG, "model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS, "train.log_every=5"]
+JOBS["probe"] = Job(HUMAN, PROBE, 7_900_000, ((1024, 0.33), (32768, 0.33)), "speed of a hybrid of 7.3 M", scored=False)
 for size, (width, layers) in SIZES.items():
     shape = [f"model.d_model={width}", f"model.num_layers={layers}"]
     for count, (bases, words) in PASSES.items():
@@ -106,6 +135,9 @@ EVALUATIONS: dict[str, tuple[list[str], float]] = {
     "context": (["--context", CONTEXTS, "--block-bases", "16384", "--blocks", "1000"], 60),
     "context20": (["--context", CONTEXTS20, "--block-bases", "65536", "--blocks", "200"], 50),
     "recall": (["--recall", "--trials", "64"], 45),
+    "recall16k": (["--recall", "--trials", "32", "--distances", "64,256,1024,4096,16384"], 15),
+    "context-probe": (["--context", "1024,131072", "--block-bases", "16384", "--blocks", "16"], 15),
+    "recall-probe": (["--recall", "--trials", "4", "--distances", "64,65536,262144"], 15),
 }
 
 
@@ -182,7 +214,9 @@ def together(names: list[str], given: argparse.Namespace) -> bool:
         say(f"{', '.join(cut)}: out of time; the step that was reached becomes the last one")
         again = [(name, training(name, given, finish=True), LOGS / f"{name}-train.txt") for name in cut]
         ended &= all_ended([(name, command, log) for name, command, log in again if command], given)
-    return all([ended, *(usable(WORK / name, given) for name in trained)]) and scored(trained, given)
+    return all([ended, *(usable(WORK / name, given) for name in trained)]) and scored(
+        [name for name in trained if name.startswith("apes-") or JOBS[name.partition("@")[0]].scored], given
+    )
 
 
 def all_ended(processes: list[tuple[str, list[str], Path]], given: argparse.Namespace) -> bool:
@@ -405,7 +439,8 @@ def pack(names: list[str]) -> None:
     """Logs and results of everything, weights of the jobs that were asked for, and the state of cut ones if there is room."""
     wanted = {name.split(":")[-1] for name in names}
     small = [path for path in sorted(WORK.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
-    small = [path for path in small if not {"tensorboard", whole().name} & set(path.parts) and path.name[0] != "."]
+    small = [path for path in small if not {"tensorboard", whole().name} & set(path.parts) or "probe" in path.parts]
+    small = [path for path in small if path.name[0] != "." and path != whole()]
     small = [path for path in small if "apes-data-" not in str(path)]
     weights = [WORK / name / "model.safetensors" for name in sorted(wanted)]
     cut = [WORK / name / "checkpoints/last.safetensors" for name in sorted(wanted) if not done(WORK / name)]

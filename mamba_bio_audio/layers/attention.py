@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions, to all earlier positions or to a window of them.
+"""Causal self-attention with rotary positions or none, to all earlier positions or to a window of them.
 
     y_t = sum_s softmax_s(q_t . k_s / sqrt(d)) v_s,   t - W < s <= t;   q and k rotated by angles t w_i (Su et al. 2021)
 
@@ -101,8 +101,8 @@ class AttentionLayer(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """Attention to every earlier position; arguments and result (B, L, H, d)."""
         length, past = queries.shape[1], 0 if state is None else state.keys.shape[1]
-        cos, sin = self._angles(past, length, queries)
-        queries, keys = _turn(queries, cos, sin), _turn(keys, cos, sin)
+        angles = self._angles(past, length, queries)
+        queries, keys = _turn(queries, angles), _turn(keys, angles)
         seen = None if state is None or not state.seen.shape[1] else state.seen
         if state is not None and past:
             keys, values = _append(state.keys, state.values, keys, values)
@@ -128,8 +128,8 @@ class AttentionLayer(nn.Module):
             seen = torch.cat([state.seen.to(seen.dtype), seen], 1)
         past = keys.shape[1] - length
         # Only differences of positions matter, so those of the kept keys begin at 0 in every call.
-        cos, sin = self._angles(0, past + length, keys)
-        queries, turned = _turn(queries, cos[past:], sin[past:]), _turn(keys, cos, sin)
+        angles = self._angles(0, past + length, keys)
+        queries, turned = _turn(queries, angles, past), _turn(keys, angles)
         owner = _owners(seen, reset)
         if reset is not None and length > window:
             y = _banded(queries, turned, values, window, seen, owner)
@@ -148,8 +148,10 @@ class AttentionLayer(nn.Module):
         ]
         return y, _after_reset(AttentionState(*last[:3]), last[3] if reset is not None else None)
 
-    def _angles(self, start: int, length: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (L, 1, d / 2) of position times frequency."""
+    def _angles(self, start: int, length: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine (L, 1, d / 2) of position times frequency; None without positions."""
+        if self.theta is None:
+            return None
         half = self.d_model // self.heads // 2
         # In fp64: an fp32 product is wrong by 0.02 at a million positions, and by more than the layer's tolerance long before.
         rates = self.theta ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
@@ -309,7 +311,10 @@ def _append(past_keys: Tensor, past_values: Tensor, keys: Tensor, values: Tensor
     return room.append(keys, values)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of channels (i, i + d / 2) of x (B, L, H, d) by their angles; returns the dtype of x."""
+def _turn(x: Tensor, angles: tuple[Tensor, Tensor] | None, skipped: int = 0) -> Tensor:
+    """Rotate pairs of channels (i, i + d / 2) of x (B, L, H, d) by the angles after the skipped ones, in its dtype."""
+    if angles is None:
+        return x
+    cos, sin = (part[skipped:] for part in angles)
     a, b = x.to(cos.dtype).chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)

@@ -156,7 +156,12 @@ class AttentionConfig(WithMlp):
         le=1 << 24,
         description="attend to this many positions, the own among them, with a state of constant size; null: to all",
     )
-    rope_theta: float = Field(10_000.0, gt=1, description="base b of the rotary frequencies b^(-2 i / d)")
+    rope_theta: float | None = Field(
+        10_000.0,
+        gt=1,
+        description="base b of the rotary frequencies b^(-2 i / d); null: no positions, for a hybrid, whose other layers "
+        "know the order",
+    )
     bias: bool = Field(False, description="give the projections of attention biases")
 
     @property

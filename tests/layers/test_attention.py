@@ -121,7 +121,7 @@ def test_positions_are_exact_at_a_million():
             assert abs(sin[row, 0, i] - math.sin(angle)) < 3e-7
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 3, 1, 64).unbind()
-    near, far = (_turn(q, *at) @ _turn(k, *at).mT for at in (layer._angles(0, 3, q), (cos, sin)))
+    near, far = (_turn(q, at) @ _turn(k, at).mT for at in (layer._angles(0, 3, q), (cos, sin)))
     assert (near - far).abs().max() < 1e-5
 
 
@@ -139,7 +139,7 @@ def test_blocks_equal_one_mask(window, packed, monkeypatch):
         reset[0, [0, 9, 10]] = reset[1, 33] = True
     q, k, v = layer.in_proj(x).unflatten(2, (3, 2, -1)).unbind(2)
     at = layer._angles(0, 41, q)
-    q, k, v = (part.transpose(1, 2) for part in (_turn(q, *at), _turn(k, *at), v))
+    q, k, v = (part.transpose(1, 2) for part in (_turn(q, at), _turn(k, at), v))
     mask = torch.ones(41, 41, dtype=torch.bool).tril()
     if window is not None:
         mask &= ~mask.tril(-window)
@@ -181,6 +181,17 @@ def test_steps_do_not_copy_the_past_and_never_change_a_state(mode):
             same(chain[-1].values, expected.values, 1e-6)
             assert torch.equal(chain[-1].keys[:, :600], kept)
             same(chain[-1].keys, expected.keys, 1e-6)
+
+
+@pytest.mark.parametrize("theta", [None, 10.0])
+def test_without_positions_the_order_of_earlier_ones_is_the_same_to_it(theta):
+    layer = AttentionConfig(heads=2, rope_theta=theta).layers(16, 1)[0].double()
+    x = torch.randn(1, 40, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole, _ = layer(x)
+    # A prefix in another order, in a call of its own.
+    _, state = layer(x[:, :30].flip(1))
+    again, _ = layer(x[:, 30:], state)
+    assert torch.allclose(again, whole[:, 30:], atol=1e-12) == (theta is None)
 
 
 def test_heads_of_64_channels_where_none_are_said():

@@ -84,6 +84,27 @@ class DnaDataConfig(DataSection):
     reverse_complement: bool = Field(
         default=False, description="Read every training window from the opposite strand with probability 0.5."
     )
+    repeats: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the bases of training windows that are overwritten by copies of earlier pieces of the same "
+        "window, so that a model learns to copy (augmentation; validation and test are read as they are). Pieces and "
+        "the bases between them are of all lengths, pieces of 32 bases to a quarter of the window and 2,048.",
+    )
+    repeat_substitutions: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of a copy's bases that are substituted at most, under data.repeats; each copy's own share is "
+        "drawn between 0 and this.",
+    )
+    repeat_reverse: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the copies of data.repeats that are read from the opposite strand.",
+    )
     windows: Policy = Field(
         default="tile",
         description="How training intervals are cut into windows of train.length, L: tile end to end | random: the "

@@ -15,6 +15,7 @@ from mamba_bio_audio.pipelines.coverage import Coverage
 from mamba_bio_audio.pipelines.dna.config import DnaDataConfig
 from mamba_bio_audio.pipelines.dna.intervals import chosen_spans, read_intervals, split_blocks, without_records
 from mamba_bio_audio.pipelines.dna.policies import TrainingWindows, training_windows
+from mamba_bio_audio.pipelines.dna.repeats import with_repeats
 from mamba_bio_audio.pipelines.dna.sources import locate
 from mamba_bio_audio.pipelines.dna.statistics import composition, describe, describe_contigs
 from mamba_bio_audio.pipelines.dna.tokenizer import DnaTokenizer, N
@@ -159,7 +160,7 @@ class DnaCorpus(Corpus):
         return genomes[windows.record]
 
     def example(self, windows: Windows, sample: Sample) -> Example:
-        """A training window: its place, its strand and which of its repeats are scored are drawn at random."""
+        """A training window: its place, strand, which lower-case bases are scored and copies in it are drawn at random."""
         span = self.place(windows, sample)
         ids = self.fetch(span)
         unscored = ids == N
@@ -167,9 +168,18 @@ class DnaCorpus(Corpus):
             lower = self.genome.lower_case(*span)
             draws = Draws.CASE.random(sample.seed, sample.number, sample.stage).random(len(lower))
             unscored = unscored | (lower & (draws >= self.config.lower_weight))
-        if not self.is_reversed(sample):
-            return Example(ids, unscored=unscored)
-        return Example(self.codec.reverse_complement(ids), unscored=unscored[::-1])
+        if self.is_reversed(sample):
+            ids, unscored = self.codec.reverse_complement(ids), unscored[::-1]
+        if self.config.repeats:
+            ids = with_repeats(
+                ids,
+                Draws.REPEATS.random(sample.seed, sample.number, sample.stage),
+                share=self.config.repeats,
+                substituted=self.config.repeat_substitutions,
+                reverse=self.config.repeat_reverse,
+            )
+            unscored = unscored | (ids == N)
+        return Example(ids, unscored=unscored)
 
     def is_reversed(self, sample: Sample) -> bool:
         """Is it read from the opposite strand?"""
@@ -264,6 +274,7 @@ class DnaCorpus(Corpus):
             "max_lower": self.config.max_lower if self.config.case == "drop" else None,
             "max_unknown": self.config.max_unknown,
             "reverse_complement": self.config.reverse_complement,
+            "repeats": self.config.repeats,
             "composition": composition(self.genome, self.spans("train")),
         }
 

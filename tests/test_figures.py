@@ -35,6 +35,14 @@ def test_every_figure_is_tied_to_a_file(page):
     )
 
 
+def test_what_is_said_beside_the_paper_s_claims_is_tied():
+    """The only section of its page with figures of ours."""
+    parts = figures.sections("docs/reproduction.md")
+    (claims,) = (part for part in parts if part.title.startswith("The paper's claims"))
+    assert len(claims.figures) > 20
+    assert not [(figure.line, figure.text, why) for figure, why in figures.untied(claims)]
+
+
 def test_pages_that_are_left_out_exist():
     assert all((ROOT / page).is_file() for page in figures.ELSEWHERE)
 

@@ -24,7 +24,7 @@ def rows(name: str) -> list[dict[str, str]]:
 def pretrain() -> None:
     """Training of 12 layers x 128 on human sequence, and its test perplexity beside Markov models of every order."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    found = rows("human_12x128_h200/metrics.csv")
+    found = rows("human42mb-1m4_h200/metrics.csv")
     left.plot(
         [float(row["tokens"]) / 1e6 for row in found if row["train_nats"]],
         [float(row["train_nats"]) / 0.693147 for row in found if row["train_nats"]],
@@ -45,7 +45,7 @@ def pretrain() -> None:
     left.legend(frameon=False)
     table = rows("yardsticks_human_cpu.csv")
     markov = [row for row in table if (row["yardstick"], row["split"], row["locus"]) == ("markov", "test", "all")]
-    own = json.loads((RESULTS / "human_12x128_h200" / "likelihood-test.json").read_text())["model"]["perplexity"]
+    own = json.loads((RESULTS / "human42mb-1m4_h200" / "evaluate-test.json").read_text())["model"]["perplexity"]
     right.bar(
         [row["size"] if int(row["size"]) in range(0, 24, 4) else " " * at for at, row in enumerate(markov)] + ["ours"],
         [float(row["perplexity"]) for row in markov] + [own],
@@ -53,6 +53,53 @@ def pretrain() -> None:
     )
     right.set(xlabel="order of the Markov model", ylabel="test perplexity", ylim=(2.8, 4.0))
     figure.savefig(PICTURES / "pretrain.png", dpi=90, metadata={"Software": None})
+
+
+def shipped() -> None:
+    """Test perplexity of the packaged models beside what needs no network, and what context is worth to the larger one."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained", width_ratios=(1.15, 1))
+    table = rows("yardsticks_human56mb_cpu.csv")
+    test = [row for row in table if (row["split"], row["locus"]) == ("test", "all")]
+    markov = max((row for row in test if row["yardstick"] == "markov"), key=lambda row: int(row["size"]))
+    copies = max((row for row in test if row["yardstick"] == "copies"), key=lambda row: int(row["size"]))
+    geco3 = [row for row in rows("geco3_human56mb_cpu.csv") if (row["split"], row["locus"]) == ("test", "all")]
+    small = json.loads((RESULTS / "human42mb-1m4_h200" / "evaluate-test.json").read_text())
+    large = json.loads((RESULTS / "human56mb-7m_h200" / "likelihood-test.json").read_text())
+    bars = {
+        f"Markov, order {markov['size']}": float(markov["perplexity"]),
+        f"copies within {int(copies['size']):,} bases": float(copies["perplexity"]),
+        "GeCo3, learning as it reads": min(float(row["perplexity"]) for row in geco3),
+        "human42mb-1m4": small["model"]["perplexity"],
+        "human56mb-7m": large["model"]["perplexity"],
+    }
+    left.barh(list(bars), list(bars.values()), color=[BAR] * 3 + [OURS] * 2)
+    left.invert_yaxis()
+    for at, value in enumerate(bars.values()):
+        left.text(value + 0.01, at, f"{value:.3f}", va="center", fontsize="small")
+    left.set(xlabel="test perplexity, human (lower is better)", xlim=(2.7, 3.45))
+    locus = "hg19.chrX_2118239-7623882"
+    context = [
+        row
+        for row in rows("human56mb-7m_h200/context/evaluate-context-test.csv")
+        if row["kind"] == "record" and row["stratum"].startswith(locus)
+    ]
+    copied = [row for row in table if (row["yardstick"], row["split"]) == ("copies", "test")]
+    copied = [row for row in copied if row["locus"].startswith(locus) and int(row["size"]) <= 131_072]
+    right.plot(
+        [int(row["size"]) for row in copied], [float(row["gain"]) for row in copied], color=BAR, marker="o", ms=3
+    )
+    right.plot(
+        [int(row["context"]) for row in context],
+        [float(row["gain_nats"]) for row in context],
+        color=OURS,
+        marker="o",
+        ms=3,
+    )
+    right.text(12_000, 0.02, "copies", color="#666666")
+    right.text(2_500, 0.0012, "human56mb-7m", color=OURS)
+    right.set_xscale("log", base=2)
+    right.set(xlabel="bases of context, chromosome X", ylabel="gain over 1,024, nats a base", ylim=(-0.002, None))
+    figure.savefig(PICTURES / "shipped.png", dpi=90, metadata={"Software": None})
 
 
 def classify() -> None:
@@ -186,6 +233,7 @@ def copying() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
+    shipped()
     pretrain()
     classify()
     length()

@@ -195,14 +195,14 @@ def human() -> Claim:
         wanted = {"split": split, "locus": "all"}
         (row,) = rows("yardsticks_human_cpu.csv", yardstick="markov", chosen="True", **wanted)
         markov, order = float(row["perplexity"]), row["size"]
-        own = from_json(f"human_12x128_h200/likelihood-{split}.json", "model", "perplexity")
+        own = from_json(f"human42mb-1m4_h200/evaluate-{split}.json", "model", "perplexity")
         found.append((100 * (1 - own / markov), f"{name}, {own:.3f} against {markov:.3f}"))
     best, worst = ends(found, 1, " %")
     return Claim(
         f"perplexity below the best Markov model, order {order}, human, two GPU minutes",
         best,
         worst,
-        "`human_12x128_h200/`, `yardsticks_human_cpu.csv`",
+        "`human42mb-1m4_h200/`, `yardsticks_human_cpu.csv`",
     )
 
 

@@ -167,7 +167,7 @@ def both_seeds() -> tuple[str, ...]:
 
 
 def perplexity(split: str) -> tuple[str, ...]:
-    own = from_json(f"human_12x128_h200/likelihood-{split}.json", "model", "perplexity")
+    own = from_json(f"human42mb-1m4_h200/evaluate-{split}.json", "model", "perplexity")
     bar, wanted = "yardsticks_human_cpu.csv", {"split": split, "locus": "all"}
     assert number(bar, "size", yardstick="markov", chosen="True", **wanted) == 24
     markov = number(bar, "perplexity", yardstick="markov", chosen="True", **wanted)
@@ -177,7 +177,7 @@ def perplexity(split: str) -> tuple[str, ...]:
 
 
 def real_run() -> tuple[str, ...]:
-    of_run = "human_12x128_h200/sustained.json"
+    of_run = "sustained_h200.json"
     rate = from_json(of_run, "sustained_tokens_per_second")
     return f"{from_json(of_run, 'tokens') / 1e6:.0f}", f"{rate / 1e6:.2f}"
 

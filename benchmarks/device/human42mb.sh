@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the packaged model human42mb-1m4 as ../results/human_12x128_h200/ was trained, with the steps and the rate fixed, and
+# Trains the packaged model human42mb-1m4 as real_run.sh does, with the steps and the rate fixed, and
 # evaluates it: both splits beside Markov models, and the loss against context. Two minutes of training, about five in all.
 # On the GPU machine with .device/human and .device/wheels (kit.sh); the run goes to $OUT/human42mb-1m4.tgz.
 # NAME=mixed138mb-1m4 MIXED=1 trains the same on human and other species (mixed_kit.py); QUICK=1 leaves Markov models and contexts out.

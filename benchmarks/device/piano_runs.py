@@ -50,10 +50,9 @@ VARIANTS: dict[str, tuple[str, list[str], dict[int, float]]] = {
     "real-grow": ("piano_real", REAL, STAGES),
     "real-noise": ("piano_real", [*REAL, "data.augment_noise=2"], STAGES),
 }
-# By length: as many positions a step, and as many sequences.
+# By length, as many positions a step; as many sequences: sound_runs.py.
 for size in (1 << power for power in range(13, 18)):
     VARIANTS[f"positions-{size}"] = ("piano", [f"train.length={size}", "train.tokens_per_step=131072"], {})
-    VARIANTS[f"sequences-{size}"] = ("piano", [f"train.length={size}", f"train.tokens_per_step={4 * size}"], {})
 WORK = Path("/tmp/piano_runs")
 BEGAN = time.monotonic()
 PACKING = threading.Lock()

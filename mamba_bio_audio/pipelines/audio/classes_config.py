@@ -27,7 +27,9 @@ class AudioClassesConfig(AudioDataConfig):
 
     @model_validator(mode="after")
     def _clips_are_whole(self) -> "AudioClassesConfig":
-        if self.windows != "tile" or self.augment_gain_db or self.augment_polarity or self.augment_noise:
+        if self.windows != "tile" or any(
+            getattr(self, key) for key in type(self).model_fields if key[:8] == "augment_"
+        ):
             raise ValueError(
                 "clips with classes are read whole and as they are: leave windows and augment_* as they are"
             )

@@ -68,6 +68,26 @@ class AudioDataConfig(DataSection):
     augment_polarity: bool = Field(
         default=False, description="Half of the training windows, drawn at random, have their sign changed."
     )
+    augment_speed: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="Training windows are played faster or slower by up to this share, so with another pitch, drawn for "
+        "each; what a slower one has beyond the window is cut off.",
+    )
+    augment_pitch: float = Field(
+        default=0.0,
+        ge=0,
+        le=12,
+        description="Training windows have their pitch changed by up to this many semitones at the same speed.",
+    )
+    augment_shift_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        description="Training windows begin up to this many seconds later, after silence; what no longer fits is cut off. "
+        "For clips of one length.",
+    )
     augment_noise: float = Field(
         default=0.0,
         ge=0,

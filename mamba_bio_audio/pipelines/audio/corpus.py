@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mamba_bio_audio.errors import InputError
+from mamba_bio_audio.pipelines.audio.augment import faster, pitched
 from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.files import AudioFile, content_hash, list_files, open_files
 from mamba_bio_audio.pipelines.audio.labels import class_and_tags, split_by_class
@@ -84,6 +85,9 @@ class AudioCorpus(Corpus):
             self.split_source = listed
         self.skipped_windows = self._skipped()
         self._class_of: dict[str, int] = {}
+        # Noise is another matter: only inputs have it.
+        keys = ("gain_db", "polarity", "speed", "pitch", "shift_s")
+        self._changed = any(getattr(config, f"augment_{key}") for key in keys)
 
     def spans(self, split: str) -> list[Span]:
         """Samples of a split."""
@@ -150,8 +154,8 @@ class AudioCorpus(Corpus):
         window, ids = windows[sample.window], None
         if self.config.windows == "random":
             window = move(windows, sample.window, Draws.PLACE.random(sample.seed, sample.number, sample.stage))
-        if self.config.augment_gain_db or self.config.augment_polarity:
-            ids = self.codec.encode(self.augmented(self.recordings.audio(window), sample))
+        if self._changed:
+            ids = self.codec.encode(self.augmented(self.recordings.audio(window), sample, windows.length))
         found = self.read(window, ids)
         if self.conditions and Draws.CLASS.random(sample.seed, sample.number, sample.stage).random() < _HIDDEN:
             found = found._replace(shift=0)
@@ -159,13 +163,24 @@ class AudioCorpus(Corpus):
             found = self.filled(found, windows.length + 1)
         return found._replace(inputs=self.noisy(found.ids, sample)) if self.config.augment_noise else found
 
-    def augmented(self, audio: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
-        """Samples of a training window, perhaps with their sign changed, louder or softer; nothing clips because of it."""
+    def augmented(self, audio: NDArray[np.float32], sample: Sample, length: int) -> NDArray[np.float32]:
+        """Samples of a training window, at most `length`: retimed, with their sign changed, louder or softer; none clips."""
+        audio = self.retimed(audio, sample)[:length]
         draws = Draws.LOUDNESS.random(sample.seed, sample.number, sample.stage)
         negate, loudness = draws.integers(2), draws.uniform(-1, 1)
         gain = 10 ** (loudness * self.config.augment_gain_db / 20)
         gain = min(gain, max(1.0, 1 / max(float(np.abs(audio).max(initial=0)), 1e-9)))
         return audio * np.float32(-gain if negate and self.config.augment_polarity else gain)
+
+    def retimed(self, audio: NDArray[np.float32], sample: Sample) -> NDArray[np.float32]:
+        """Samples of a training window at another pitch, at another speed, and after silence."""
+        config, rate = self.config, self.config.sample_rate_hz
+        semitones, speed, later = Draws.TIMING.random(sample.seed, sample.number, sample.stage).uniform((-1, -1, 0), 1)
+        if config.augment_pitch:
+            audio = pitched(audio, semitones * config.augment_pitch, rate)
+        if config.augment_speed:
+            audio = faster(audio, 1 + speed * config.augment_speed)
+        return np.pad(audio, (round(later * config.augment_shift_s * rate), 0))
 
     def noisy(self, ids: Ids, sample: Sample) -> Ids:
         """Levels of a training window (n,) with noise on all but the first, which it begins with."""

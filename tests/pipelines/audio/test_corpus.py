@@ -258,7 +258,10 @@ def test_shared_digits(shared_data) -> None:
 
 
 def varied(folder: str, **options) -> DataModule:
-    return module(folder, windows="random", augment_gain_db=6.0, augment_polarity=True, augment_noise=3.0, **options)
+    other = {"augment_speed": 0.1, "augment_pitch": 2.0, "augment_shift_s": 0.001}
+    return module(
+        folder, windows="random", augment_gain_db=6.0, augment_polarity=True, augment_noise=3.0, **other, **options
+    )
 
 
 def test_random_windows_are_spans_of_their_recordings(folder: str) -> None:
@@ -296,6 +299,32 @@ def test_augmentation_changes_sign_and_loudness_and_clips_nothing(tmp_path) -> N
     assert min(gains["1.wav"]) < 0.5
     assert 1.8 < max(gains["1.wav"]) <= 2.51
     assert max(gains["2.wav"]) < 1.05
+
+
+def test_clips_begin_later_faster_or_slower_and_silence_fills_the_window(tmp_path) -> None:
+    """Clips of half a window begin anywhere within the shift, last as the speed says, and are whole to their end."""
+    for name in "1234":
+        soundfile.write(tmp_path / f"{name}.wav", np.full(L // 2, 0.5), 16_000)
+    all_of_it = {"valid_fraction": 0.0, "test_fraction": 0.0, "pad_target": "silence"}
+    data = module(str(tmp_path), augment_speed=0.25, augment_shift_s=0.3 * L / 16_000, **all_of_it)
+    stream, begins, lasts = data.stream(), [], []
+    for number in range(60):
+        ids = stream.example(number).ids[1:]
+        assert len(ids) == L
+        heard = np.flatnonzero(np.abs(data.codec.decode(ids)) > 0.25)
+        assert len(heard) == heard[-1] - heard[0] + 1
+        begins.append(heard[0] / L)
+        lasts.append(len(heard) / L)
+    assert min(begins) < 0.03
+    assert 0.27 < max(begins) <= 0.3
+    assert 0.39 < min(lasts) < 0.43
+    assert 0.62 < max(lasts) < 0.68
+
+
+def test_what_no_longer_fits_is_cut_off(folder: str) -> None:
+    data = module(folder, augment_speed=0.5, augment_shift_s=2.0 * L / 16_000)
+    sizes = [len(data.stream().example(number).ids) for number in range(20)]
+    assert max(sizes) == L + 1
 
 
 @pytest.mark.parametrize("start", ["level", "token"])
@@ -346,7 +375,8 @@ def test_variations_leave_evaluation_alone(folder: str) -> None:
 def test_clips_with_classes_are_not_varied() -> None:
     from mamba_bio_audio.pipelines.audio.classes_config import AudioClassesConfig
 
-    for options in ({"windows": "random"}, {"augment_gain_db": 3}, {"augment_polarity": True}, {"augment_noise": 1}):
+    changes = {"gain_db": 3, "polarity": True, "noise": 1, "speed": 0.1, "pitch": 1, "shift_s": 0.1}
+    for options in ({"windows": "random"}, *({f"augment_{key}": value} for key, value in changes.items())):
         with pytest.raises(ValidationError, match="clips with classes are read whole"):
             AudioClassesConfig(**options)
 

@@ -28,6 +28,7 @@ import numpy as np
 from mamba_bio_audio.evaluation import audio_metrics as metrics
 from mamba_bio_audio.evaluation.digits import Listeners, asked_for, judge_config, load_judge
 from mamba_bio_audio.evaluation.judge import impostors, joined_halves, judge_clips
+from mamba_bio_audio.pipelines.audio.config import AudioDataConfig
 from mamba_bio_audio.pipelines.audio.digits import RATE_HZ, digits, judged
 from mamba_bio_audio.pipelines.audio.quantize import AudioCodec
 from mamba_bio_audio.pipelines.frechet import distance_of_moments, moments
@@ -47,7 +48,7 @@ def recorded(folder: Path) -> tuple[Any, Any]:
 
 def generated(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Clips (n, 16000) and the digits that they should be, of levels at 8 kHz."""
-    codec = AudioCodec.of(load_config("audio/digits@classes-8khz", ["data.path=nowhere"]).data)
+    codec = AudioCodec.of(AudioDataConfig(sample_rate_hz=8000, start="token"))
     with np.load(path) as found:
         clips = [judged(codec.decode(row.astype(np.int64)), codec.sample_rate_hz) for row in found["levels"]]
         return np.stack(clips), found["asked"].astype(np.int64)

@@ -54,6 +54,8 @@ def row(run: Path) -> dict[str, Any]:
         "parameters": published(run.name)["parameters"],
         "bases": bases,
         "passes": f"{bases / manifest['data']['splits']['train']['bases']:.2f}",
+        # Of the steps alone, beside others of its group.
+        "seconds": f"{bases / manifest['result']['tokens_per_second']:.1f}",
         "valid_nats": f"{found['valid']['nats']:.5f}",
         "test_nats": f"{found['test']['nats']:.5f}",
         "test_perplexity": f"{found['test']['perplexity']:.4f}",

@@ -5,7 +5,8 @@
 
 A training is a folder with `manifest.json`; its settings stand in `config.yaml`, losses of the test split in
 `evaluate-test.json` or `likelihood-test.json`, with what simple models reach on the same symbols where that was measured.
-What a file does not say is taken from `made.csv`, and what nobody wrote down is a dash.
+What a file does not say is taken from `made.csv`, and what nobody wrote down is a dash. Trainings of which a table alone was
+kept (`sizes_*.csv` of benchmarks/sizes.py) have a table of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,13 @@ fails where it is not current. Loss is in bits, with the perplexity where symbol
 on, and how often that is the training split. *Seconds*: the steps alone, at the rate of the run's last session, without start,
 validation and packing. *Bar*: the best simple model on the same test symbols (Markov models and copies; tables and linear
 prediction), where one was fitted in that evaluation. A commit with `-dirty` had changes that were not committed.
+
+"""
+SHORT = """
+## Sizes
+
+One row a training of `benchmarks/sizes.py`, all sizes of a number of passes at once on one GPU; training is the mean of the
+last logged steps.
 
 """
 COLUMNS = ("run", "data", "model", "length", "seen", "rate", "seconds", "validation", "test", "bar", "made with")
@@ -55,7 +64,33 @@ def page(results: Path) -> str:
     found = [run(path.parent, results, made) for path in sorted(results.rglob("manifest.json"))]
     lines = [" | ".join(COLUMNS), "|".join(["---"] * len(COLUMNS))]
     lines += [" | ".join(row) for _, row in sorted(found, key=lambda pair: pair[0])]
-    return HEAD + "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines) + "\n"
+    table = "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines) + "\n"
+    return HEAD + table + short(results, made)
+
+
+def short(results: Path, made: dict[tuple[str, str], str]) -> str:
+    """Trainings of which a row alone was kept."""
+    lines = []
+    for path in sorted(results.glob("sizes_*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                losses = [f"{float(row[key]) / math.log(2):.4f}" for key in ("train_nats", "valid_nats", "test_nats")]
+                losses[-1] += f" ({float(row['test_perplexity']):.3f})"
+                commit = made.get((path.name, "commit"), row["commit"])
+                said = f"{row['device']}, {commit}, torch {row['torch']}, triton {row['triton']}, {row['started'][:10]}"
+                seen = f"{int(row['bases']) / 1e6:,.0f} M, {float(row['passes']):.1f} times"
+                cells = [
+                    f"`{path.name}`, {row['run']}",
+                    f"{int(row['parameters']):,}",
+                    seen,
+                    row.get("seconds") or DASH,
+                ]
+                lines.append(" | ".join([*cells, *losses, said]))
+    if not lines:
+        return ""
+    head = ("run", "parameters", "seen", "seconds", "training", "validation", "test", "made with")
+    table = [" | ".join(head), "|".join(["---"] * len(head)), *lines]
+    return SHORT + "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in table) + "\n"
 
 
 def run(folder: Path, results: Path, made: dict[tuple[str, str], str]) -> tuple[str, list[str]]:

@@ -82,3 +82,17 @@ def test_the_bar_is_the_best_simple_model_on_the_same_symbols(results):
     assert (row(results)["test"], row(results)["bar"]) == ("1.6000 (3.031)", "1.6600 (3.160) copies within 1,048,576")
     path.write_text(json.dumps({"model": scores, "yardsticks": {"order 1": 5.2, "LPC-32": 2.6}}))
     assert row(results)["bar"] == "2.6000 LPC-32"
+
+
+def test_trainings_of_which_a_row_was_kept_have_a_table_of_their_own(results):
+    assert "## Sizes" not in runs.page(results)
+    head = "run,parameters,bases,passes,seconds,valid_nats,test_nats,test_perplexity,train_nats"
+    head += ",device,torch,triton,commit,started"
+    row = "250k-2,262720,111700000,2.00,31,1.2,1.1,3.004,1.0,NVIDIA H200,2.11.0,3.6.0,abc-dirty,2026-12-01T03:59:58"
+    (results / "sizes_h200.csv").write_text(f"{head}\n{row}\n")
+    with (results / "made.csv").open("a") as file:
+        file.write("sizes_h200.csv,commit,def5678,said elsewhere\n")
+    assert runs.page(results).endswith(
+        "| `sizes_h200.csv`, 250k-2 | 262,720 | 112 M, 2.0 times | 31 | 1.4427 | 1.7312 | 1.5870 (3.004) | "
+        "NVIDIA H200, def5678, torch 2.11.0, triton 3.6.0, 2026-12-01 |\n"
+    )

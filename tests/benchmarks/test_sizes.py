@@ -11,7 +11,8 @@ def made(folder, nats):
     folder.mkdir()
     said = {"device": "NVIDIA H200", "torch": "2.11.0", "triton": "3.6.0", "commit": "abc", "started": "2026-12-01"}
     data = {"splits": {"train": {"bases": 1000}}}
-    (folder / "manifest.json").write_text(json.dumps(said | {"data": data, "result": {"best_step": 3}}))
+    result = {"best_step": 3, "tokens_per_second": 1000.0}
+    (folder / "manifest.json").write_text(json.dumps(said | {"data": data, "result": result}))
     (folder / "metrics.csv").write_text("step,tokens,train_nats\n2,3000,1.5\n3,4000,1.3\n3,4000,\n")
     for split in ("valid", "test"):
         text = json.dumps({"model": {"nats": nats, "perplexity": math.exp(nats)}})

@@ -3,8 +3,8 @@
 Writes `mamba_bio_audio/packaged/NAME` (or --out) anew: the weights in bf16, `config.json`, tokenizer, and a card with what the
 YAML file says (`About` of run/packaged.py). The rounded weights are evaluated on both held-out splits, once: if the packaged
 folder holds their scores already, as after a change of the YAML file alone, these are kept. RUN may be a packaged folder
-itself. What simple models reach is taken from the table that the YAML file names under `yardsticks`
-(benchmarks/yardsticks.py), else from the run's own evaluations of these splits, else measured.
+itself. What simple models reach is taken from the table that the YAML file names under `yardsticks` (benchmarks/yardsticks.py;
+for audio `FILE#DATA`, benchmarks/lpc_orders.py), else from the run's own evaluations of these splits, else measured.
 
 Ten million bases take 16 layers x 256 an hour of a CPU core and a GPU half a minute: on a GPU machine, where the run is, or
 for weights that are packaged already
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def main(run: Path, facts: Path, data: Path | None, out: Path | None, scored: bo
         scores = _scores_in(out, weights)
         if not scores and scored:
             scores = _evaluate(rounded, saved.read_evaluations(run), data, bars)
-        check = _check(rounded) if model.config.data.kind == "dna" else None
+        check = _check(rounded)
     model.config = model.config.model_copy(update={"data": named})
     model.manifest = manifest | {
         "about": About(**said, weights_sha256=weights, check_nats=check).model_dump(mode="json")
@@ -84,9 +85,17 @@ def _scores_in(folder: Path, weights: str) -> dict | None:
 
 
 def _bars(table: str | None) -> dict[str, dict[str, Any]]:
-    """By split, the Markov model that validation chose and copies within the longest context."""
+    """By split, the Markov model that validation chose and copies within the longest context, or linear prediction."""
     bars: dict[str, dict[str, Any]] = {"valid": {}, "test": {}}
     if table is None:
+        return bars
+    table, _, data = table.partition("#")
+    if data:
+        with (RESULTS / table).open(newline="") as file:
+            for row in csv.DictReader(file):
+                if (row["data"], row["what"]) == (data, "tuned") and row["split"] in bars:
+                    score = {"nats": float(row["bits"]) * math.log(2), "bits": float(row["bits"])}
+                    bars[row["split"]] = {f"linear prediction of order {row['order']}": score}
         return bars
     with (RESULTS / table).open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["locus"] == "all"]

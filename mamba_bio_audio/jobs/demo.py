@@ -129,7 +129,7 @@ class _Genomes:
     picture: ClassVar[str] = "curve.png"
 
     def show_packaged(self, device: str) -> dict[str, Any] | None:
-        """What the first packaged model samples, and its perplexity on the start of each packaged genome slice."""
+        """What the first packaged model of DNA samples, and its perplexity on the start of each packaged genome slice."""
         import gzip
         from importlib.resources import files
 
@@ -137,8 +137,9 @@ class _Genomes:
         from mamba_bio_audio.inference.score import log_likelihood
         from mamba_bio_audio.pipelines.scores import perplexity
         from mamba_bio_audio.run import packaged, saved
+        from mamba_bio_audio.run.config import load_config
 
-        name = next(iter(packaged.packaged_models()))
+        name = next(iter(packaged.packaged_models(load_config(self.recipe).data.kind)))
         model: Any = saved.load_language_model(name).to(device)
         found = packaged.about(model)
         assert found is not None
@@ -208,7 +209,7 @@ class _Tune:
     picture: ClassVar[str] = "spectrogram.png"
 
     def show_packaged(self, device: str) -> dict[str, Any] | None:
-        """No model of audio is packaged."""
+        """None: what a packaged model of audio makes takes minutes on a CPU."""
         return None
 
     @property

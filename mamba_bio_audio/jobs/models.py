@@ -30,6 +30,7 @@ class PackagedModel(BaseModel):
         saw: what it was trained on.
         trained_length: length of its training windows, in `unit`s; it reads on beyond that, untrained.
         unit: "base" or "sample".
+        told_by: by which of the scores' figures the model is told, "perplexity" or "bits".
         use: what it may be used for.
         licence: of the weights.
         scores: by split, what the model reaches and what the best simple model does, as in its `config.json`.
@@ -46,6 +47,7 @@ class PackagedModel(BaseModel):
     saw: str
     trained_length: int
     unit: str
+    told_by: str
     use: str
     licence: str
     scores: dict[str, dict[str, Any]]
@@ -61,12 +63,12 @@ class PackagedModel(BaseModel):
         ]
         for split, scores in self.scores.items():
             shown = [
-                f"{who} {found['perplexity']:.3f}"
+                f"{who} {found[self.told_by]:.3f}"
                 for who, found in scores.items()
-                if isinstance(found, dict) and "perplexity" in found
+                if isinstance(found, dict) and self.told_by in found
             ]
             if shown:
-                lines.append(f"  perplexity on {split}: {', '.join(shown)}")
+                lines.append(f"  {self.told_by} on {split}: {', '.join(shown)}")
         return "\n".join([*lines, *(f"  {sentence}" for sentence in self.measured)])
 
 
@@ -114,6 +116,7 @@ def _describe(name: str, folder: Path) -> PackagedModel:
         saw=facts.saw,
         trained_length=config.train.length,
         unit=domain_of(config.data.kind).unit,
+        told_by=domain_of(config.data.kind).told_by,
         use=facts.use,
         licence=facts.licence,
         scores=ours["manifest"].get("evaluations", {}),

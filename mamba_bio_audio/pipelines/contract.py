@@ -211,6 +211,7 @@ class Domain(ABC):
     Attributes:
         name: name of the domain.
         unit: unit of lengths, singular: "base", "sample".
+        told_by: by which of a score's figures models are told: "perplexity", "bits".
         record: what one sequence of its files is called, singular.
         groups: what is resampled as wholes for the intervals of a classifier's accuracy, plural.
         first_sample: options of `mba sample` to suggest after a training; empty where it writes no samples.
@@ -220,6 +221,7 @@ class Domain(ABC):
 
     name: ClassVar[str]
     unit: ClassVar[str]
+    told_by: ClassVar[str] = "perplexity"
     record: ClassVar[str] = "record"
     groups: ClassVar[str] = "loci"
     first_sample: ClassVar[str]

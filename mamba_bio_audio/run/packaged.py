@@ -7,6 +7,7 @@ the model saw, where that came from under which licence, and what the model may 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mamba_bio_audio.errors import InputError
 
-# Arguments of `mba evaluate` that score a few of the bases that come with the package.
+# Arguments of `mba evaluate` that score a few of the bases, or of the samples, that come with the package.
 CHECK_LENGTH, CHECK_BASES, CHECK_DATA = 1024, 4096, ("data.path=demo", "data.num_workers=0")
 CHECK = (
     *("--no-baselines", "--length", str(CHECK_LENGTH), "--max-bases", str(CHECK_BASES)),
@@ -54,8 +55,8 @@ class About(BaseModel):
         sources: of the data.
         limits: sentences for the model card.
         measured: other results, such as on variants of known effect; sentences.
-        check_nats: nats per base of `mba evaluate NAME` with the arguments `CHECK`, on a CPU: whoever installs the model
-            gets the same to 0.001. None where no data for it come with the package.
+        check_nats: nats per base or sample of `mba evaluate NAME` with the arguments `CHECK`, on a CPU: whoever installs the
+            model gets the same to 0.001. None where no data for it come with the package.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -99,9 +100,15 @@ def about(model: Any) -> About | None:
     return found if found is not None and found.weights_sha256 == weights_hash(model) else None
 
 
-def packaged_models() -> dict[str, Path]:
-    """Folders of the packaged models by name, in order of name."""
-    return {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/config.json"))}
+def packaged_models(kind: str | None = None) -> dict[str, Path]:
+    """Folders of the packaged models by name, in order of name; only those that read a kind of data, where one is given."""
+    found = {path.parent.name: path.parent for path in sorted(FOLDER.glob("*/config.json"))}
+    return {name: folder for name, folder in found.items() if kind in (None, _kind(folder))}
+
+
+def _kind(folder: Path) -> str:
+    ours = json.loads((folder / "config.json").read_text(encoding="utf-8"))["mamba_bio_audio"]
+    return str(ours["config"]["data"]["kind"])
 
 
 def find_model(given: str | Path) -> Path:

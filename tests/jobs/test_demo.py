@@ -26,7 +26,7 @@ def test_demo_learns_and_leaves_everything(tmp_path, capsys):
     assert not stop.value.code, captured.err
     assert "Try next" in captured.out
     # A model that needs no training comes first.
-    name = next(iter(packaged_models()))
+    name = next(iter(packaged_models("dna")))
     first, second = captured.err.index(f"{name}, a packaged model"), captured.err.index("1/4")
     assert first < second
     (shown,) = re.findall(r"a sample: (\w+)\n.*human (\d\.\d+), p_falciparum", captured.err)

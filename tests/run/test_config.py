@@ -70,8 +70,9 @@ def test_mistakes_of_a_section_that_may_be_left_out(tmp_path):
 def test_missing_paths_say_what_the_kind_reads():
     assert mistakes("audio/tiny")[0].startswith("data.path: missing; allowed: WAV, FLAC, OGG or MP3 file")
     assert mistakes("dna/tiny")[0].startswith("data.path: missing; allowed: FASTA")
-    # `demo` is packaged DNA, and no recording.
-    assert mistakes("audio/tiny", "data.path=demo") == ["data.path: demo: no such file or folder"]
+    # `demo` is packaged DNA, or one recording, which has no classes.
+    assert mistakes("audio/sc09-tiny", "data.path=demo") == ["data.path: demo: no such file or folder"]
+    assert load_config("audio/tiny", ["data.path=demo"]).data.path == "demo"
 
 
 def test_missing_sections_are_named():

@@ -12,6 +12,7 @@ class AudioClassesConfig(AudioDataConfig):
 
     tasks: ClassVar[tuple[str, ...]] = ("classes",)
     audible: ClassVar[bool] = False
+    packaged: ClassVar[tuple[str, ...]] = ()
     kind: Literal["audio-classes"] = Field(default="audio-classes", description="Kind of data.")  # type: ignore[assignment]
     classes: list[str] | None = Field(
         default=None,

@@ -11,11 +11,12 @@ class AudioDataConfig(DataSection):
     """Which recordings, how they are split, read and quantised."""
 
     audible: ClassVar[bool] = True
+    packaged: ClassVar[tuple[str, ...]] = ("demo",)
     kind: Literal["audio"] = Field(default="audio", description="Kind of data.")  # type: ignore[assignment]
     path: str | list[str] | None = Field(
         default=None,
         description="WAV, FLAC, OGG or MP3 file, or another that libsndfile reads; a list of them, or a folder with them, "
-        "searched with its subfolders.",
+        "searched with its subfolders; or `demo` for five seconds of piano that come with the package.",
     )
     intervals: str | None = Field(
         default=None,

@@ -31,6 +31,7 @@ class Audio(Domain):
 
     name = "audio"
     unit = "sample"
+    told_by = "bits"
     record = "recording"
     groups = "recordings"
     first_sample = "--seconds 1 --out sample.wav"

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from mamba_bio_audio.pipelines.audio.resampling import resampler
 from mamba_bio_audio.pipelines.audio.streams import Part, missing_bytes, ogg_ends, streams_of
 from mamba_bio_audio.text import is_utf8
 
+# As `data.path`: the recording that comes with the package.
+DEMO = "demo"
 # Suffix -> containers that it may have, as named by libsndfile: all that it reads, but for raw samples and MATLAB files.
 _WAV, _OGG, _AIFF = {"WAV", "WAVEX", "RF64", "W64", "NIST"}, {"OGG"}, {"AIFF"}
 FORMATS = {".wav": _WAV, ".flac": {"FLAC"}, ".ogg": _OGG, ".mp3": {"MP3"}}
@@ -167,8 +170,15 @@ def natural_key(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def place(given: str) -> Path:
+    """Where an entry of `data.path` lies."""
+    if given == DEMO:
+        return Path(str(resources.files("mamba_bio_audio.pipelines.audio") / "demo"))
+    return Path(os.path.expanduser(given))
+
+
 def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
-    """(path, name) of the recordings that `data.path` means, in natural order of their names.
+    """(path, name) of the recordings that `data.path` means, in natural order of their names; `demo` means the packaged one.
 
     Raises:
         InputError: a path is missing, a folder has no recording, two files have the same name, a name is not UTF-8, or a
@@ -176,7 +186,7 @@ def list_files(paths: str | Sequence[str]) -> list[tuple[str, str]]:
     """
     found: list[tuple[str, str]] = []
     for given in [paths] if isinstance(paths, str) else paths:
-        path = Path(os.path.expanduser(given))
+        path = place(given)
         if path.is_dir():
             inside = _recordings_below(path)
             if not inside:
@@ -271,7 +281,7 @@ def content_hash(paths: str | Sequence[str], files: Sequence[AudioFile]) -> list
     """
     entries = []
     for given in [paths] if isinstance(paths, str) else paths:
-        root = Path(os.path.expanduser(given))
+        root = place(given)
         own = [file for file in files if Path(file.path) == root or root in Path(file.path).parents]
         whole = hashlib.sha256()
         for file in own:

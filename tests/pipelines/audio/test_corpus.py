@@ -245,6 +245,14 @@ def test_shared_piano(shared_data) -> None:
     assert 0.01 < abs(decoded).max() < 0.95
 
 
+def test_the_packaged_recording_is_five_seconds_of_piano() -> None:
+    data = module("demo", length=1024)
+    (file,) = data.summary()["files"]
+    assert (file["name"], file["recordings"], len(file["sha256"])) == ("demo", 1, 64)
+    assert data.summary()["seconds"] == 5.0
+    assert 0.01 < data.codec.decode(data.stream().example(0).ids[1:]).std() < 0.2
+
+
 def test_shared_digits(shared_data) -> None:
     data = module(str(shared_data / "sc09" / "fsdd_8k"), length=16_000, max_duration_s=1.0)
     data.setup()

@@ -3,7 +3,7 @@
     python benchmarks/digits_judged.py DATA OUT.csv NAME=CLIPS.npz...
 
 DATA is the folder of recordings (benchmarks/device/audio_kit.sh digits, unpacked), CLIPS.npz has the levels of clips and the
-digit that each was asked to be, as benchmarks/device/sound_runs.py draws them. Judges with seeds 0 to 2 and a recogniser
+digit that each was asked to be, as benchmarks/device/sound_runs.py draws them. Judges and recognisers with seeds 0 to 2
 (`small`: they train in minutes on a CPU) come from the cache, MAMBA_BIO_AUDIO_CACHE, by the hash of recordings, splits and
 settings, or are trained and kept there.
 
@@ -86,35 +86,35 @@ def main() -> None:
         return load_judge(clips, data.summary(), config, "cpu", environment("cpu"), no_digit=no_digit)
 
     rows: list[tuple[str, int, str, str]] = []
-    ears = Listeners(*listener(0, False), *listener(0, True))
-    digit = {name: judge_clips(ears.recogniser, heard).probabilities[:, :-1] for name, (heard, _) in sets.items()}
-    threshold = max(0.5, *(metrics.confidence_limit(digit[name]) for name in impostors(clips.clips["test"][:2], 0)))
+    false = list(impostors(clips.clips["test"][:2], 0))
     for seed in SEEDS:
-        judge, note = listener(seed, False)
-        rows += [(f"recorded, {split}", seed, "accuracy", f"{share:.4f}") for split, share in note["accuracy"].items()]
-        found = {name: judge_clips(judge, heard) for name, (heard, _) in sets.items()}
-        train, valid = found["recorded, train"].features, found["recorded, valid"].features
+        ears = Listeners(*listener(seed, False), *listener(seed, True))
+        heard_as = {name: judge_clips(ears.judge, heard) for name, (heard, _) in sets.items()}
+        digit = {name: judge_clips(ears.recogniser, heard).probabilities[:, :-1] for name, (heard, _) in sets.items()}
+        threshold = max(0.5, *(metrics.confidence_limit(digit[name]) for name in false))
+        for who, note in (("judge", ears.judged_by), ("recogniser", ears.recognised_by)):
+            rows += [(who, seed, f"accuracy, {split}", f"{share:.4f}") for split, share in note["accuracy"].items()]
+        rows.append(("recogniser", seed, "threshold", f"{threshold:.4f}"))
+        train, valid = heard_as["recorded, train"].features, heard_as["recorded, valid"].features
         for name, (heard, asked) in sets.items():
-            own = found[name]
-            rows.append((name, seed, "clips", str(len(heard))))
-            if seed == 0:
-                rows.append((name, seed, "recognised", f"{metrics.recognised(digit[name], threshold):.4f}"))
+            own = heard_as[name]
+            if seed == SEEDS[0]:
+                rows.append((name, seed, "clips", str(len(heard))))
+            rows.append((name, seed, "recognised", f"{metrics.recognised(digit[name], threshold):.4f}"))
             if len(asked):
                 by_class = asked_for(asked, own.probabilities, digit[name], threshold)
                 right = sum(row["both"] * row["n"] for row in by_class) / len(heard)
                 rows.append((name, seed, "right", f"{right:.4f}"))
-                if seed == 0:
+                if seed == SEEDS[0] and name in (
+                    "recorded, test",
+                    *(given.partition("=")[0] for given in options.clips),
+                ):
                     rows += [(name, seed, f"right, {row['digit']}", f"{row['both']:.4f}") for row in by_class]
             if name != "recorded, valid" and len(heard) >= len(valid):
                 rows.append((name, seed, "FID", f"{frechet(own.features, valid):.3f}"))
             if name != "recorded, train":
                 near = np.median(metrics.nearest_distances(own.features, train))
                 rows.append((name, seed, "nearest", f"{near:.4f}"))
-    rows.append(("recogniser", 0, "threshold", f"{threshold:.4f}"))
-    rows += [
-        ("recogniser", 0, f"accuracy, {split}", f"{share:.4f}")
-        for split, share in ears.recognised_by["accuracy"].items()
-    ]
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("set", "judge", "measure", "value"))

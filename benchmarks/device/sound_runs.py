@@ -3,12 +3,12 @@
     python3 benchmarks/device/sound_runs.py digits piano --data /tmp/data --start /tmp/start --limit 560 --at-once 6
 
 Groups or names of `--list`. Digits go on from the weights of `--start` (an earlier `audio/digits@classes-8khz`, which had begun
-to learn its training clips by heart), each with other augmentations. Pianos have as many sequences a step and as many steps
-whatever their length. Each job, in the order they are given and `--at-once` of them at a time, trains and is evaluated on both
-held-out splits, and digits say each digit as often, all with the same random numbers. A training that is not done in time ends
-as it is. $OUT/sound.tar has of each the curve, configuration, evaluations and levels of its clips, $OUT/digits.tar the weights
-(moving average, fp16) and clips of the long run; both are written anew after each job. Clips are judged elsewhere:
-benchmarks/digits_judged.py.
+to learn its training clips by heart), each with other augmentations. Pianos have as many positions or as many sequences a step,
+and as many steps whatever their length. Each job, in the order they are given and `--at-once` of them at a time, trains and is
+evaluated on both held-out splits, and digits say each digit as often, all with the same random numbers. A training that is not
+done in time ends as it is. $OUT/sound.tar has of each the curve, configuration, evaluations and levels of its clips,
+$OUT/digits.tar the weights (moving average, fp16) and clips of the long run; both are written anew after each job. Clips are
+judged elsewhere: benchmarks/digits_judged.py.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ PIANO = [
 JOBS = {"digits-long": Job("audio/digits@classes-8khz", "digits", [*DIGITS, *EACH["all"]], 2400, 2050)}
 for name, sets in EACH.items():
     JOBS[f"digits-{name}"] = Job("audio/digits@classes-8khz", "digits", [*DIGITS, *sets], 800, 500)
-for size in (1 << power for power in range(17, 12, -1)):
-    shape = [f"train.length={size}", f"train.tokens_per_step={2 * size}"]
-    JOBS[f"piano-{size}"] = Job("audio/piano", "piano", [*PIANO, *shape], 1000, 0, tuple({size, 131072}))
+# As many positions a step, 131,072; and one sequence a step. The longest is the same in both.
+for size in (131072, 32768, 8192):
+    for count in {131072 // size, 1}:
+        shape = [f"train.length={size}", f"train.tokens_per_step={count * size}"]
+        JOBS[f"piano-{size}x{count}"] = Job("audio/piano", "piano", [*PIANO, *shape], 600, 0, (size,))
 GROUPS = {
     "digits": [name for name in JOBS if name.startswith("digits")],
     "piano": [name for name in JOBS if name.startswith("piano")],
@@ -158,6 +160,17 @@ def draw(options: argparse.Namespace) -> None:
     np.savez_compressed(options.run / "clips.npz", levels=levels.astype(np.uint8), asked=asked.astype(np.uint8))
 
 
+def decode(source: Path, out: Path) -> None:
+    """FLAC of Opus files and their splits, whose list names FLAC: windows of Opus are slow to read."""
+    import soundfile
+
+    out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.opus")):
+        audio, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(out / f"{path.stem}.flac", audio, rate, subtype="PCM_16")
+    (out / "intervals.tsv").write_bytes((source / "intervals.tsv").read_bytes())
+
+
 def pack(options: argparse.Namespace) -> None:
     with LOCK:
         for archive in ("sound", "digits"):
@@ -184,6 +197,7 @@ def main() -> None:
     parser.add_argument("jobs", nargs="*", default=["digits", "piano"])
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--data", type=Path, default=Path("/tmp/data"), help="folder with digits and piano")
+    parser.add_argument("--opus", type=Path, help="folder of Opus files and splits to make DATA/piano of")
     parser.add_argument("--start", type=Path, default=Path("/tmp/start"), help="run that digits go on from")
     parser.add_argument("--work", type=Path, default=Path("/tmp/sound_runs"))
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "/tmp/sound_runs_out")))
@@ -209,6 +223,8 @@ def main() -> None:
         raise SystemExit(f"{', '.join(unknown)}: unknown; see --list")
     options.out.mkdir(parents=True, exist_ok=True)
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.opus:
+        decode(options.opus, options.data / "piano")
     names = list(dict.fromkeys(job for name in options.jobs for job in GROUPS.get(name, [name])))
     with ThreadPoolExecutor(options.at_once) as pool:
         for done in [pool.submit(work_on, options, name) for name in names]:

@@ -71,14 +71,6 @@ class Job(NamedTuple):
 
 JOBS: dict[str, Job] = {
     "pure": Job(HUMAN, [*LONG, "train.weight_decay=0.4"], 1_500_000_000, STAGES, "16 x 256, length warm-up to 2^17"),
-    "hybrid": Job(
-        HUMAN,
-        [*LONG, "model.num_layers=15", "model.pattern=mamba*8,transformer,mamba*6"],
-        600_000_000,
-        STAGES,
-        "one attention layer among fourteen of Mamba, 6.9 M",
-    ),
-    "pure-short": Job(HUMAN, LONG, 600_000_000, STAGES, "16 x 256 with the bases of the hybrid"),
     "microbes": Job(MICROBES, [], 600_000_000, (), "16 x 256 at 1,024 on human and other species"),
     "human": Job(HUMAN, [], 600_000_000, (), "16 x 256 at 1,024 on human, beside microbes"),
 }
@@ -110,6 +102,27 @@ for kind, sets in (("plain", HYBRID), ("mixed", [*HYBRID, COPIES])):
     JOBS[f"try-{kind}-32k"] = Job(HUMAN, long, 80_000_000, ((512, 0.15), (1024, 0.15), (4096, 0.2)), told, scored=False)
 PROBE = [*LONG, "model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS, "train.log_every=5"]
 JOBS["probe"] = Job(HUMAN, PROBE, 7_900_000, ((1024, 0.33), (32768, 0.33)), "speed of a hybrid of 7.3 M", scored=False)
+# The hybrid in two trainings: copying is learnt from exact copies in short windows, then kept in longer ones with few and
+# substituted copies. with_layers.py human56mb-7m /tmp/grown7 --pattern mamba*8,transformer,mamba*8 --option mlp=none --option
+# rope_theta=null puts the attention layer into `pure`.
+EXACT = ["train.length=1024", "train.tokens_per_step=65536", "train.validate_every=2000", COPIES]
+EXACT += ["data.repeat_reverse=0", "data.repeat_substitutions=0"]
+TRUNK = ["model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS]
+COPYING = (512, 0.4), (1024, 0.5)
+JOBS["copying"] = Job(HUMAN, [*EXACT, "train.init=/tmp/grown7", "train.lr=2e-3"], 59_000_000, COPYING, "", scored=False)
+JOBS["copying-new"] = Job(HUMAN, [*EXACT, *TRUNK], 59_000_000, COPYING, "", scored=False)
+GROWING = (4096, 0.15), (16384, 0.2), (65536, 0.25)
+FEW = [
+    *LONG,
+    "data.repeats=0.1",
+    "data.repeat_reverse=0",
+    "train.weight_decay=0.4",
+    "train.lr=2e-3",
+    "train.warmup=0.03",
+]
+JOBS["hybrid"] = Job(
+    HUMAN, [*FEW, f"train.init={WORK / 'copying'}"], 280_000_000, GROWING, "16 x 256 and an attention layer"
+)
 for size, (width, layers) in SIZES.items():
     shape = [f"model.d_model={width}", f"model.num_layers={layers}"]
     for count, (bases, words) in PASSES.items():

@@ -7,8 +7,8 @@ that starts with it. Without a window (W infinite) the state holds every key and
 such models are not streamed in training, and their memory grows during generation. With a window it holds the last W - 1.
 
 Products and softmax are PyTorch's `scaled_dot_product_attention`, on a GPU flash attention wherever no mask is needed: for
-spans from the start of a sequence and for single steps. Spans that continue others are computed under masks of bounded
-size, windows in blocks of W queries over 2 W keys, which costs O(L W).
+single steps and for spans of one sequence, also where they continue others. Spans with resets, and on a CPU those that
+continue others, are computed under masks of bounded size, windows in blocks of W queries over 2 W keys, which costs O(L W).
 
 Legend: B batch, L positions of the span, D channels, T positions so far with the span, H heads, d channels per head,
 W window, P positions that are kept from before the span.
@@ -17,11 +17,12 @@ W window, P positions that are kept from before the span.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 if TYPE_CHECKING:
     from mamba_bio_audio.layers.config import AttentionConfig, Streaming
@@ -179,12 +180,16 @@ def _after_reset(state: AttentionState, owner: Tensor | None) -> AttentionState:
 
 
 def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of the last L of T positions to all before them; only spans that continue others need a mask."""
+    """Attention of the last L of T positions to all before them; only spans that continue others need a mask, on a CPU."""
     length, total = queries.shape[1], keys.shape[1]
-    if length not in (1, total):
-        return _masked(queries, keys, values)
     q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1).transpose(1, 2)
+    if length in (1, total):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1).transpose(1, 2)
+    if not queries.is_cuda:
+        return _masked(queries, keys, values)
+    # Flash attention aligned to the last key; `attn_mask` may be such a bias, though its annotation does not say so.
+    bias: Any = causal_lower_right(length, total)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
 
 def _masked(

@@ -79,14 +79,14 @@ def main() -> None:
     for split, who in (("valid", "seen speakers"), ("test", "another speaker")):
         halves = joined_halves(clips.clips[split], clips.labels[split], 0)
         sets[f"joined halves, {who}"] = halves, np.zeros(0, np.int64)
-    sets |= {name: (heard, np.zeros(0, np.int64)) for name, heard in impostors(clips.clips["test"], 0).items()}
+    false = {f"impostors, {name}": heard for name, heard in impostors(clips.clips["test"], 0).items()}
+    sets |= {name: (heard, np.zeros(0, np.int64)) for name, heard in false.items()}
 
     def listener(seed: int, no_digit: bool) -> tuple[Any, dict[str, Any]]:
         config = judge_config("small", None, "cpu", no_digit)._replace(seed=seed)
         return load_judge(clips, data.summary(), config, "cpu", environment("cpu"), no_digit=no_digit)
 
     rows: list[tuple[str, int, str, str]] = []
-    false = list(impostors(clips.clips["test"][:2], 0))
     for seed in SEEDS:
         ears = Listeners(*listener(seed, False), *listener(seed, True))
         heard_as = {name: judge_clips(ears.judge, heard) for name, (heard, _) in sets.items()}

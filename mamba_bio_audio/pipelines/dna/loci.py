@@ -37,7 +37,7 @@ class Joining(NamedTuple):
 
     Attributes:
         join: loci that begin in the same so many bases of the reference become one record.
-        files: names of the files to read, as a glob; each becomes a file of the same name.
+        files: names of the files to read, as a glob; each becomes a file of the same name, with .gz at its end.
         substitute: share of the bases to replace; None for none.
         seed: of the substitutions.
     """
@@ -105,7 +105,10 @@ def join_loci(
                         f"{path}: record {min(twice)!r} is also in another file; give --loci that match one"
                     )
                 seen[name] |= {key: (locus.stretch, locus.place, locus.split) for key, locus in loci.items()}
-                rows += _write(work / name / path.name, name, loci, how)
+                target = work / name / f"{path.name.removesuffix('.gz')}.gz"
+                if target.exists():
+                    raise InputError(f"{path}: lies beside {target.name}; give --loci that match one of them")
+                rows += _write(target, name, loci, how)
                 for locus in loci.values():
                     bases[locus.split] += len(locus.record.sequence)
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -39,7 +39,7 @@ def source(tmp_path) -> Path:
 
 
 def joined(folder: Path, species: str) -> dict[str, tuple[str, str]]:
-    records = list(read_records(folder / species / "chr22_epo.fa"))
+    records = list(read_records(folder / species / "chr22_epo.fa.gz"))
     return {record.name: (record.header, record.sequence.decode()) for record in records}
 
 
@@ -84,6 +84,9 @@ def test_what_is_no_aligned_locus_is_refused(source, tmp_path) -> None:
     refused("record 'mt': its header does not say where it lies", files="other*")
     refused("record 'c' is in train, others of its 9,000,000 bases in valid", join=9_000_000)
     refused("no files chr22\\* of gibbon", species=("human", "gibbon"))
+    (source / "human" / "chr22_epo.fa.gz").write_text(">x split=train hg19=chr22:5000001-5000100\nACGT\n")
+    refused("lies beside chr22_epo.fa.gz")
+    (source / "human" / "chr22_epo.fa.gz").unlink()
     write(source, "gorilla", PLACES | {"e": (40_001, "val")})
     refused("locus 'e' is not the same in gorilla and human")
 

@@ -451,6 +451,32 @@ def test_the_readme_says_how_far_whole_chunked_and_stepped_lie_apart():
     assert f"differ from those of the whole by {gradients:.1e} of their size" in readme
 
 
+def test_the_first_screen_of_the_readme_says_what_the_packaged_models_reach():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    large, small = "human56mb-7m_h200/", "human42mb-1m4_h200/"
+    known = {"split": "test", "locus": "all"}
+    bars = {
+        (row["yardstick"], row["size"]): f"{float(row['perplexity']):.3f}"
+        for row in rows("yardsticks_human56mb_cpu.csv", **known)
+    }
+    geco3 = min(float(row["perplexity"]) for row in rows("geco3_human56mb_cpu.csv", **known))
+    whole, short = (from_json(f"{large}likelihood-test{x}.json", "model", "perplexity") for x in ("", "-1024"))
+    lines = [
+        f"| **{whole:.3f}**, in windows of 1,024 {short:.3f} |",
+        f"2 minutes | {from_json(f'{small}evaluate-test.json', 'model', 'perplexity'):.3f} |",
+        f"which goes on learning as it reads | the 55.9 Mb | {geco3:.3f} |",
+        f"copies within 1,048,576 bases | the 55.9 Mb | {bars['copies', str(2**20)]} |",
+        f"Markov model of order 16 | the 55.9 Mb | {bars['markov', '16']} |",
+    ]
+    locus = "hg19.chrX_2118239-7623882:chrX:2118239-7623882"
+    gain = number(f"{large}context/evaluate-context-test.csv", "gain_nats", stratum=locus, context=str(2**17))
+    copies = number("yardsticks_human56mb_cpu.csv", "gain", locus=locus, size=str(2**17))
+    lines.append(f"context beyond 1,024 bases is worth {gain:.5f} nats a base to the larger one")
+    lines.append(f"where copies gain {copies:.4f};")
+    for line in lines:
+        assert line in readme, line
+
+
 def test_the_table_of_fitted_sound_is_that_of_the_clips():
     audio = (RESULTS.parent.parent / "docs" / "audio.md").read_text(encoding="utf-8").split("### How far it goes")[1]
     by_run = {

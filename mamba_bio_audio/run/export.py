@@ -306,7 +306,7 @@ def _card_of_training(config: RunConfig, manifest: Mapping[str, Any], weights: s
             lines += [f"- {score.name}, {figure}{doubt}" for figure in score.figures]
         else:
             lines.append(f"- {score.name}: left out, because the scores belong to other weights")
-    if not manifest.get("evaluations"):
+    if not manifest.get("evaluations") and (facts is None or not facts.measured):
         lines.append("Not yet evaluated on held-out data beside baselines (`mba evaluate`).")
     lines += [] if facts is None else [f"- {sentence}" for sentence in facts.measured]
     if facts is not None and facts.check_nats is not None:

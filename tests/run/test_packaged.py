@@ -205,7 +205,7 @@ def test_commands_take_the_name(made, toy, capsys, tmp_path):
 
 def test_packaged_models_are_small_and_whole():
     weights = [folder / "model.safetensors" for folder in packaged.packaged_models().values()]
-    assert sum(path.stat().st_size for path in weights) < 20_000_000
+    assert sum(path.stat().st_size for path in weights) < 30_000_000
     for name, folder in packaged.packaged_models().items():
         model: Any = mba.load(name)
         found = packaged.about(model)
@@ -241,7 +241,7 @@ def test_a_fresh_process_reaches_the_figure_of_each_card():
 
 
 def test_the_figures_said_of_human42mb_are_those_of_its_run():
-    """In docs/benchmarks.md; a test perplexity within 0.01 of 3.076 was wanted."""
+    """In docs/benchmarks.md; a test perplexity within 0.01 of the first run was wanted."""
     results = ROOT / "benchmarks" / "results" / "human42mb-1m4_h200"
     own, bars = [], []
     for split in ("test", "valid"):
@@ -292,6 +292,49 @@ def test_the_card_of_human42mb_has_what_its_rounded_weights_reach():
     assert (
         f"rule on the consequence {brca1['consequence rule']['auroc']} and phyloP {brca1['phyloP']['auroc']}." in card
     )
+
+
+def test_the_card_of_human56mb_has_what_its_run_reached():
+    """Both splits as in the run that was rounded, beside simple models; context and recall of the run; BRCA1."""
+    results = ROOT / "benchmarks" / "results"
+    run = results / "human56mb-7m_h200"
+    model = mba.load("human56mb-7m")
+    said, rows = " ".join(packaged.about(model).measured), {}
+    nats, perplexity = {}, {}
+    for name in ("test", "valid", "test-1024"):
+        own = json.loads((run / f"likelihood-{name}.json").read_text())
+        nats[name], perplexity[name] = own["genomes"], own["model"]["perplexity"]
+    assert f"rounded: test perplexity {perplexity['test']:.4f}, validation {perplexity['valid']:.4f};" in said
+    for name in ("yardsticks", "geco3"):
+        table = csv.DictReader((results / f"{name}_human56mb_cpu.csv").read_text().splitlines())
+        rows[name] = [row for row in table if row["split"] == "test"]
+    best = {
+        kind: min(float(row["perplexity"]) for row in rows[name] if (row["yardstick"], row["locus"]) == (kind, "all"))
+        for name, kind in (("yardsticks", "markov"), ("yardsticks", "copies"), ("geco3", "geco3"))
+    }
+    assert (
+        f"Markov models reach {best['markov']:.3f} (order 16), copies within 1,048,576 bases {best['copies']:.3f}, "
+        f"GeCo3 {best['geco3']:.3f}." in said
+    )
+    locus = json.loads((results / "human56mb_packaged_cpu.json").read_text())
+    assert locus["weights_sha256"] == weights_hash(model)
+    before = nats["test-1024"][locus["locus"]]["model"]["nats"]
+    assert f"{locus['model']['nats']:.5f} nats a base; before, on the GPU, {before:.5f}." in said
+    assert locus["model"]["nats"] == pytest.approx(before, abs=1e-4)
+    small = mba.load("human42mb-1m4").manifest["evaluations"]["test"]["model"]["perplexity"]
+    assert f"windows of 1,024: perplexity {perplexity['test-1024']:.4f}, where human42mb-1m4 has {small:.4f}" in said
+    context = csv.DictReader((run / "context" / "evaluate-context-test.csv").read_text().splitlines())
+    (row,) = (row for row in context if "chrX" in row["stratum"] and row["context"] == "131072")
+    (copies,) = (row for row in rows["yardsticks"] if ("chrX" in row["locus"], row["size"]) == (True, "131072"))
+    gain, error = float(row["gain_nats"]), float(row["gain_standard_error"])
+    assert f"worth {gain:.5f} nats a base (standard error {error:.5f}); copies gain {float(copies['gain']):.4f}" in said
+    second = {}
+    for name in ("evaluate-recall-test", "copies"):
+        table = csv.DictReader((run / "recall" / f"{name}.csv").read_text().splitlines())
+        (found,) = (row for row in table if (row["distance"], row["variant"]) == ("64", "exact"))
+        second[name] = [float(found[key]) for key in found if key.removeprefix("bar_").startswith("gain")]
+    gain, low, high = second["evaluate-recall-test"][:3]
+    assert f"{gain:.4f} nats a base ({low:.4f} to {high:.4f}); copies gain {second['copies'][0]:.2f}" in said
 
 
 def test_variants_scored_by_human42mb_say_what_it_reaches_on_brca1(tmp_path):

@@ -335,6 +335,10 @@ def test_the_card_of_human56mb_has_what_its_run_reached():
         second[name] = [float(found[key]) for key in found if key.removeprefix("bar_").startswith("gain")]
     gain, low, high = second["evaluate-recall-test"][:3]
     assert f"{gain:.4f} nats a base ({low:.4f} to {high:.4f}); copies gain {second['copies'][0]:.2f}" in said
+    scored = csv.DictReader((results / "brca1_7m_h200" / "brca1.csv").read_text().splitlines())
+    auroc = {row["method"]: row["auroc"].lstrip("0") for row in scored if row["subset"] == "all"}
+    assert f"ROC AUC {auroc['ratio both-10']} at 1,024 bases of context, {auroc['ratio both-17']} at 131,072" in said
+    assert f"the transversion rule has {auroc['transversion rule']}, phyloP {auroc['phyloP']}." in said
 
 
 def test_variants_scored_by_human42mb_say_what_it_reaches_on_brca1(tmp_path):

@@ -217,6 +217,22 @@ def test_packaged_models_are_small_and_whole():
         assert len({re.sub(r"mamba-bio-audio [\w.]+", "", card).strip() for card in cards}) == 1
 
 
+def test_models_of_sound_are_told_by_bits_beside_linear_prediction():
+    """The piano's figures are those of its run, 0.003 worse in shorter windows and with rounded weights."""
+    folder = packaged.packaged_models("audio")["piano18min-2m7"]
+    run = json.loads((ROOT / "benchmarks" / "results" / "piano_real_grow_h200" / "evaluate-test.json").read_text())
+    (shown,) = re.findall(
+        r"bits on test: model (\d\.\d{3}), linear prediction of order 512 2\.319",
+        models.run(models.ModelsOptions()).text(),
+    )
+    assert float(shown) == pytest.approx(run["model"]["bits"], abs=0.003)
+    assert f"bits {shown}" in (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{shown} bits a sample where tuned linear prediction has 2.319" in (ROOT / "README.md").read_text("utf-8")
+    assert list(packaged.packaged_models("dna")) == [
+        name for name in packaged.packaged_models() if name.startswith("human")
+    ]
+
+
 def test_a_fresh_process_reaches_the_figure_of_each_card():
     """One process for all of them, since most of its seconds are torch's import."""
     names = packaged.packaged_models()

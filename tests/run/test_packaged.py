@@ -205,7 +205,7 @@ def test_commands_take_the_name(made, toy, capsys, tmp_path):
 
 def test_packaged_models_are_small_and_whole():
     weights = [folder / "model.safetensors" for folder in packaged.packaged_models().values()]
-    assert sum(path.stat().st_size for path in weights) < 30_000_000
+    assert sum(path.stat().st_size for path in weights) < 31_000_000
     for name, folder in packaged.packaged_models().items():
         model: Any = mba.load(name)
         found = packaged.about(model)
@@ -226,7 +226,8 @@ def test_models_of_sound_are_told_by_bits_beside_linear_prediction():
         models.run(models.ModelsOptions()).text(),
     )
     assert float(shown) == pytest.approx(run["model"]["bits"], abs=0.003)
-    assert f"bits {shown}" in (folder / "README.md").read_text(encoding="utf-8")
+    (own,) = re.findall(r"test split, .* model: .*bits (\d\.\d{4})", (folder / "README.md").read_text(encoding="utf-8"))
+    assert f"{float(own):.3f}" == shown
     assert f"{shown} bits a sample where tuned linear prediction has 2.319" in (ROOT / "README.md").read_text("utf-8")
     assert list(packaged.packaged_models("dna")) == [
         name for name in packaged.packaged_models() if name.startswith("human")

@@ -480,7 +480,8 @@ def draw(path: Path, results: Sequence[dict[str, Any]]) -> None:
         axes.errorbar(contexts, values, errors, fmt="o-", markersize=4, capsize=2, label=f"ratio, {strand}")
     # From the top, so that the legend has their order.
     bars = sorted((row for row in rows if not row["strand"]), key=lambda row: -float(row["auroc"]))
-    for row, style in zip(bars, ("--", "-.", ":", "-", (0, (8, 3))), strict=False):
+    styles = ("--", "-.", ":", "-", (0, (8, 3)))[: len(bars)]
+    for row, style in zip(bars, styles, strict=True):
         axes.axhline(float(row["auroc"]), color="dimgrey", linestyle=style, linewidth=1, label=row["method"])
     axes.set_xscale("log", base=2)
     axes.set(xlabel="bases of context, at least", ylabel="ROC AUC, LOF against the rest")

@@ -100,28 +100,21 @@ for kind, sets in (("plain", HYBRID), ("mixed", [*HYBRID, COPIES])):
     long = [*sets, "train.length=32768"]
     told = f"try-{kind}, to windows of 32,768"
     JOBS[f"try-{kind}-32k"] = Job(HUMAN, long, 80_000_000, ((512, 0.15), (1024, 0.15), (4096, 0.2)), told, scored=False)
-PROBE = [*LONG, "model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS, "train.log_every=5"]
+TRUNK = ["model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS]
+PROBE = [*LONG, *TRUNK, "train.log_every=5"]
 JOBS["probe"] = Job(HUMAN, PROBE, 7_900_000, ((1024, 0.33), (32768, 0.33)), "speed of a hybrid of 7.3 M", scored=False)
 # The hybrid in two trainings: copying is learnt from exact copies in short windows, then kept in longer ones with few and
 # substituted copies. The first from new weights, or with the layer put into those of `pure`, which did not learn it:
 # with_layers.py human56mb-7m /tmp/grown7 --pattern mamba*8,transformer,mamba*8 --option mlp=none --option rope_theta=null
 EXACT = ["train.length=1024", "train.tokens_per_step=65536", "train.validate_every=2000", COPIES]
 EXACT += ["data.repeat_reverse=0", "data.repeat_substitutions=0"]
-TRUNK = ["model.num_layers=17", "model.pattern=mamba*8,transformer,mamba*8", NO_POSITIONS]
 SHORT = ((512, 0.4),)
 JOBS["copying"] = Job(HUMAN, [*EXACT, *TRUNK], 40_000_000, SHORT, "hybrid of 7.3 M, exact copies", scored=False)
-GROWN = [*EXACT, "train.init=/tmp/grown7", "train.lr=2e-3"]
-JOBS["copying-grown"] = Job(HUMAN, GROWN, 40_000_000, SHORT, "the same, from the weights of pure", scored=False)
+GROWN7 = [*EXACT, "train.init=/tmp/grown7", "train.lr=2e-3"]
+JOBS["copying-grown"] = Job(HUMAN, GROWN7, 40_000_000, SHORT, "the same, from the weights of pure", scored=False)
 GROWING = (4096, 0.15), (16384, 0.2), (65536, 0.25)
-FEW = [
-    *LONG,
-    "data.repeats=0.1",
-    "data.repeat_reverse=0",
-    "train.weight_decay=0.4",
-    "train.lr=2e-3",
-    "train.warmup=0.03",
-]
-FEW += [f"train.init={WORK / 'copying'}"]
+FEW = [*LONG, "data.repeats=0.1", "data.repeat_reverse=0", f"train.init={WORK / 'copying'}"]
+FEW += ["train.weight_decay=0.4", "train.lr=2e-3", "train.warmup=0.03"]
 JOBS["hybrid"] = Job(HUMAN, FEW, 150_000_000, GROWING, "hybrid of 7.3 M to 2^17, from `copying`")
 for size, (width, layers) in SIZES.items():
     shape = [f"model.d_model={width}", f"model.num_layers={layers}"]

@@ -29,8 +29,8 @@ class Draws(Enum):
     CLASS = "training", 5  # whether the class of a sample is hidden; counter sample, stage, 0, 0
     LOUDNESS = "training", 6  # sign and gain of a window of audio; counter sample, stage, 0, 0
     NOISE = "training", 7  # on the inputs of a window of audio; counter sample, stage, 0, 0
-    REPEATS = "training", 8  # copies within a window of DNA; counter sample, stage, 0, 0
     TIMING = "training", 9  # speed, pitch and beginning of a window of audio; counter sample, stage, 0, 0
+    REPEATS = "training", 10  # copies within a window of DNA; counter sample, stage, 0, 0
     CLASS_WINDOW = "training of a classifier", 3  # where a labelled window lies; counter sample, stage, attempt, 0
     CLASS_EVALUATION = "split", 4  # labelled windows of a split; counter class, split, 0, 0
     FEW = "split", 8  # which training examples of a class are kept; counter class, 0, 0, 0

@@ -31,6 +31,7 @@ class PackagedModel(BaseModel):
         trained_length: length of its training windows, in `unit`s; it reads on beyond that, untrained.
         unit: "base" or "sample".
         told_by: by which of the scores' figures the model is told, "perplexity" or "bits".
+        grows: the kind of layer whose memory grows with the length; None where there is none.
         use: what it may be used for.
         licence: of the weights.
         scores: by split, what the model reaches and what the best simple model does, as in its `config.json`.
@@ -48,6 +49,7 @@ class PackagedModel(BaseModel):
     trained_length: int
     unit: str
     told_by: str
+    grows: str | None
     use: str
     licence: str
     scores: dict[str, dict[str, Any]]
@@ -59,7 +61,8 @@ class PackagedModel(BaseModel):
             f"{self.name}: {self.use}",
             f"  {self.model}, {self.parameters:,} parameters, {self.size_bytes / 1e6:.1f} MB, licence {self.licence}",
             f"  saw {self.saw}",
-            f"  trained on windows of {self.trained_length:,} {self.unit}s; reads any length in constant memory",
+            f"  trained on windows of {self.trained_length:,} {self.unit}s; "
+            + (f"memory grows with the length ({self.grows})" if self.grows else "reads any length in constant memory"),
         ]
         for split, scores in self.scores.items():
             shown = [
@@ -117,6 +120,7 @@ def _describe(name: str, folder: Path) -> PackagedModel:
         trained_length=config.train.length,
         unit=domain_of(config.data.kind).unit,
         told_by=domain_of(config.data.kind).told_by,
+        grows=model.unstreamed,
         use=facts.use,
         licence=facts.licence,
         scores=ours["manifest"].get("evaluations", {}),

@@ -169,6 +169,9 @@ def test_models_lists_what_there_is(toy, capsys, made):
     for text in ("toy-5k: research use only", "2 layers x 16", "saw 5 kb", "windows of 128 bases", "BRCA1: AUROC .500"):
         assert text in shown, text
     assert re.search(r"perplexity on test: model \d+\.\d{3}, Markov order \d+ 4\.\d{3}", shown)
+    assert "reads any length in constant memory" in shown
+    (described,) = models.run(models.ModelsOptions()).models
+    assert "memory grows with the length (transformer)" in described.model_copy(update={"grows": "transformer"}).text()
     assert mba_exits("models", "--json") == 0
     (found,) = json.loads(capsys.readouterr().out)
     model = mba.load(toy)

@@ -129,7 +129,9 @@ def mamba_layers(blocks: Iterable[tuple[nn.Module, float]]) -> Layers:
 
 def free_on(device: torch.device) -> int:
     """Bytes that this process can still allocate on a GPU."""
-    free, total = torch.cuda.mem_get_info(device)
-    taken, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - taken
+    # Not every one of these functions takes "cuda" without a number, as a dry run has it.
+    number = torch.cuda.current_device() if device.index is None else device.index
+    free, total = torch.cuda.mem_get_info(number)
+    taken, reserved = torch.cuda.memory_allocated(number), torch.cuda.memory_reserved(number)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(number)) - taken
     return min(free + reserved - taken, allowed)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import torch
@@ -36,13 +38,23 @@ class Probe(NamedTuple):
 
 
 def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head: HeadConfig | None = None) -> Probe:
-    """Measure two sizes (one if the micro-batch itself is small enough) and extrapolate to the micro-batch."""
+    """Measure two sizes (one if the micro-batch itself is small enough) and extrapolate to the micro-batch.
+
+    Raises:
+        InputError: the process that measures (on the CPU one of its own) was ended, most likely for want of memory.
+    """
     if device == "cuda":
         points = _measure(model, train, device, head)
     else:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            points = pool.apply(_measure, (model, train, device, head))
+        # A pool of multiprocessing would wait for ever for a process that the system has ended.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                points = pool.submit(_measure, model, train, device, head).result()
+            except BrokenProcessPool:
+                raise InputError(
+                    "the process that measures memory and time ended before it was done, most likely because memory ran "
+                    "out; lower train.micro_batch or train.length, or set train.stream_chunk to a number of positions"
+                ) from None
     tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
     memory = None

@@ -12,6 +12,8 @@ from mamba_bio_audio.models.config import ModelConfig
 from mamba_bio_audio.models.kept import CHOICES, Kept, choose, mamba_layers, needed
 from mamba_bio_audio.models.unet_config import UNetConfig
 from mamba_bio_audio.ops.keeping import mixers_keep
+from mamba_bio_audio.training.config import TrainConfig
+from mamba_bio_audio.training.probe import choose_chunk
 
 GIB = 2**30
 
@@ -104,6 +106,32 @@ def test_nothing_is_chosen_without_a_gpu_or_gradients(model, monkeypatch):
     assert model.choice(100, gpu) == CHOICES[1]
     assert str(CHOICES[0]) == "a state every 16 positions, outputs of norms, inputs of convolution and scan"
     assert str(CHOICES[-1]) == "a state every 64 positions"
+
+
+def test_what_is_free_on_a_gpu_without_a_number(monkeypatch):
+    """As dry runs name it. Some of PyTorch's functions take "cuda" alone, get_per_process_memory_fraction does not."""
+
+    def of(value):
+        return lambda device: value if device == 1 else pytest.fail(f"asked for {device!r}")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name, value in (
+        ("mem_get_info", (60, 100)),
+        ("memory_allocated", 20),
+        ("memory_reserved", 30),
+        ("get_per_process_memory_fraction", 0.5),
+    ):
+        monkeypatch.setattr(torch.cuda, name, of(value))
+    assert module.free_on(torch.device("cuda")) == module.free_on(torch.device("cuda", 1)) == 30
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_longest_chunk_is_found_on_a_gpu():
+    config = ModelConfig(d_model=64, num_layers=2, vocab_size=12, mixer="mamba")
+    train = TrainConfig(length=2**24, tokens_per_step=2**24, stream_chunk="auto", steps=1, lr=1e-3)
+    found = choose_chunk(config, train, "cuda")
+    assert found is None or found >= 2**15
 
 
 def test_coarse_tiers_count_by_their_share(monkeypatch):

@@ -32,6 +32,13 @@ def test_a_dry_run_does_not_count_its_own_memory_twice(tmp_path, monkeypatch):
         dry_run(small(tmp_path), tmp_path / "run", Session("cpu"))
 
 
+def test_a_measurement_that_the_system_ends_is_told(tmp_path, monkeypatch):
+    """Fails before: a pool of multiprocessing starts another process for one that is gone, and waits for ever."""
+    monkeypatch.setattr("multiprocessing.spawn.get_preparation_data", lambda name: {"dir": "/nowhere"})
+    with pytest.raises(InputError, match="most likely because memory ran out; lower train.micro_batch"):
+        dry_run(small(tmp_path), tmp_path / "run", Session("cpu"))
+
+
 def small(tmp_path, *overrides: str, recipe: str = "dna/tiny"):
     tiny = [
         "model.d_model=8",

@@ -17,7 +17,7 @@ lanes and all NP states of a channel in one lane, so the loop needs no shuffle a
 when the loads of A and h0 do not vectorise along D; the runtime argument `zero`, which carries no divisibility, sees to it.
 
 With few channels the sequence is split (K > 1): `chunks` finds the state before every chunk, `scan_fwd_kernel` runs all
-chunks from there.
+chunks from there. With a few more, real scans have two lanes a channel (`lanes`).
 
 Per complex state and step three transcendental instructions (exponential, sine, cosine) take 24 clocks of a scheduler,
 all others together about 16: the loop is bound by them, and polynomials for sine and cosine cost as much.

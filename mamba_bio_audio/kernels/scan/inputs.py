@@ -35,6 +35,12 @@ _WAVE = 2
 # Longest sequence that one launch takes forward faster than chunks, if all programs run at once.
 _SHORT = 2048
 _SHORT_CHANNELS = 8
+# Warps a scheduler, each of 16 channels, between which two lanes a channel (`lanes`) are faster forward: 0.97 beat chunks by
+# 9 %, 1.94 one lane a channel by 8 to 20 %; 7.8 lost 14 % (docs/log.md, 2026-12-01 c).
+_LANE_CHANNELS = 16
+_LANE_STEPS = 8
+_LANES_FROM = 0.9
+_LANES_TO = 2.0
 
 
 class ScanInputs(NamedTuple):
@@ -153,7 +159,8 @@ class Plan:
     States are kept every `segment` steps; backward makes those of every `bwd_segment` steps from them if that is less.
     The pass over chunks of backward goes in `bwd_pieces` of them, and leaves out those on which nothing depends: with few
     chunks, that is much of its work. Where `short` is not 0, forward goes in one launch (`short`), of programs of so many
-    channels and `short_warps` warps.
+    channels and `short_warps` warps. Where `lanes`, or in inference `lanes_inference`, is not 0, forward has a channel's states
+    in two lanes (`lanes`) and goes by blocks of so many steps.
     """
 
     chunks: int
@@ -183,6 +190,8 @@ class Plan:
     short: int = 0
     short_warps: int = 16
     short_unroll: int = 2
+    lanes: int = 0
+    lanes_inference: int = 0
 
 
 @cache
@@ -288,6 +297,13 @@ def make_plan(
         pieces = count // few
         steps = -(-length // (few * pieces * segment)) * pieces * segment
         fields |= {"bwd_chunks": -(-length // steps), "bwd_chunk_steps": steps, "bwd_pieces": pieces}
+    in_lanes = batch * channels / _LANE_CHANNELS / schedulers(device)  # warps a scheduler
+    fast = case.plain and not case.precise and states == 16 and channels % _LANE_CHANNELS == 0
+    whole = segment % _LANE_STEPS == 0 and length >= _LANE_STEPS
+    if fast and whole and chunks is None and not fields["ends"] and _LANES_FROM <= in_lanes <= _LANES_TO:
+        fields |= {"chunks": 1, "chunk_steps": -(-length // segment) * segment}
+        fields["lanes"] = _LANE_STEPS
+        fields["lanes_inference"] = _LANE_STEPS
     single = fields["chunks"] == 1
     if case.plain and fields["fwd_block"] == 128 and (single or fields["ends"]):
         fields |= {"fwd_block": 64, "fwd_warps": 2}  # 4 to 5 % faster; in many short chunks nothing changes

@@ -18,6 +18,7 @@ from mamba_bio_audio.kernels.scan.backward import scan_bwd_kernel
 from mamba_bio_audio.kernels.scan.chunks import carry_kernel, chunk_end_kernel, chunk_state_kernel
 from mamba_bio_audio.kernels.scan.forward import scan_fwd_kernel
 from mamba_bio_audio.kernels.scan.inputs import Case, Plan, ScanInputs, make_plan, padded_states
+from mamba_bio_audio.kernels.scan.lanes import scan_lanes_kernel
 from mamba_bio_audio.kernels.scan.parts_sum import parts_sum, rows_sum
 from mamba_bio_audio.kernels.scan.short_call import ShortTensors, fits, short_forward
 from mamba_bio_audio.kernels.scan.split_bc import map_planes, turned
@@ -175,6 +176,13 @@ def chunk_starts(call: ScanCall, x: Tensor, first: Tensor | None, chunks: int, s
     return start if pieces == 1 else start[:, ::pieces]
 
 
+def _in_two_lanes(call: ScanCall, unroll: int) -> bool:
+    """Whether `lanes` can: whole blocks of steps and channels, and maps of which 16 bytes are loaded at once."""
+    _, length, channels, states = call.sizes
+    whole = states == 16 and not channels % 16 and length >= unroll and not call.plan.segment % unroll
+    return call.case.plain and call.plan.chunks == 1 and whole and not (call.B.data_ptr() | call.C.data_ptr()) % 16
+
+
 def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """(out (B, L, D), last state (B, PARTS, N, D), states (B, ceil(L / SEG), PARTS, N, D) or None); h0 in planes."""
     batch, length, channels, states = call.sizes
@@ -204,6 +212,18 @@ def scan_forward(call: ScanCall, h0: Tensor | None, write_states: bool) -> tuple
     with on(device):
         if plan.chunks > 1:
             h0 = chunk_starts(call, u, h0, plan.chunks, plan.chunk_steps, reverse=False)
+        lanes = plan.lanes if write_states else plan.lanes_inference
+        if lanes and _in_two_lanes(call, lanes):
+            launch(
+                scan_lanes_kernel, batch * channels // 16,
+                u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,
+                call.bias if call.bias is not None else call.A, h0 if h0 is not None else call.A,
+                call.reset if call.reset is not None else call.A, out, last, saved if saved is not None else last,
+                length, u_batch, dt_batch, z_batch, 0,
+                D=channels, UNROLL=lanes, SEG=segment, U_ROW=u_row, DT_ROW=dt_row, Z_ROW=z_row, CASE=case,
+                HAS_H0=h0 is not None, WRITE_STATES=saved is not None, FAR=32, num_warps=1,
+            )  # fmt: skip
+            return out, last, saved if write_states else None
         launch(
             scan_fwd_kernel, batch * plan.chunks * cdiv(channels, plan.fwd_block),
             u, dt, call.A, call.B, call.C, call.skip if call.skip is not None else call.A, z,

@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+from mamba_bio_audio.kernels.scan import inputs  # noqa: E402
+
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="plans for a GPU")
 
 GOLDEN = Path(__file__).with_name("launch_plans.json")
@@ -84,12 +86,17 @@ def test_launches_are_what_the_plan_says(launch_scan):
         planes = [launch for launch in forward if launch.name == "planes_kernel"]
         assert len(planes) == ("LTI" not in kind)  # B and C in bf16
         scan, chunk_states = forward[-1], forward[len(planes) : -1]
-        assert scan.grid == (batch * plan.chunks * blocks,)
-        assert scan.options == {"num_warps": plan.fwd_warps, "maxnreg": plan.fwd_registers}
-        layout = {"BD": plan.fwd_block, "UNROLL": plan.fwd_unroll, "SEG": plan.segment, "GROUP": plan.group}
-        assert layout.items() <= scan.constants.items()
-        assert scan.arguments["T"] == plan.chunk_steps
-        assert scan.arguments["K"] == plan.chunks
+        if plan.lanes:
+            assert (scan.name, scan.grid) == ("scan_lanes_kernel", (batch * channels // 16,))
+            assert (scan.constants["UNROLL"], scan.constants["SEG"]) == (plan.lanes, plan.segment)
+            assert plan.chunks == 1
+        else:
+            assert scan.grid == (batch * plan.chunks * blocks,)
+            assert scan.options == {"num_warps": plan.fwd_warps, "maxnreg": plan.fwd_registers}
+            layout = {"BD": plan.fwd_block, "UNROLL": plan.fwd_unroll, "SEG": plan.segment, "GROUP": plan.group}
+            assert layout.items() <= scan.constants.items()
+            assert scan.arguments["T"] == plan.chunk_steps
+            assert scan.arguments["K"] == plan.chunks
         assert bool(chunk_states) == (plan.chunks > 1)
         if chunk_states:
             first = chunk_states[0]
@@ -116,3 +123,35 @@ def test_launches_are_what_the_plan_says(launch_scan):
         assert [launch.name for launch in backward].count("rows_sum_kernel") == 1
         assert len(backward) == len(sweeps) + len(sums) + len(turns) + 1 + 2 * (plan.bwd_chunks > 1)
         assert any(launch.name == "chunk_end_kernel" for launch in backward) == plan.bwd_ends
+
+
+@pytest.mark.parametrize(
+    ("shape", "chosen"),
+    [
+        ((8, 8192, 2048, 16), True),
+        ((32, 1024, 512, 16), True),
+        ((64, 8192, 128, 16), True),
+        ((8, 2048, 1536, 16), True),
+        ((128, 1024, 512, 16), False),  # more warps
+        ((64, 1024, 1024, 16), False),
+        ((16, 8192, 128, 16), False),  # chunks
+        ((8, 131072, 1024, 16), False),  # chunks that are summed from their ends
+        ((8, 8192, 2040, 16), False),
+        ((8, 8192, 2048, 8), False),
+        ((1024, 7, 16, 16), False),
+    ],
+)
+def test_two_lanes_a_channel_where_warps_are_few(hopper, shape, chosen):
+    """`inputs._LANES_FROM` to `_LANES_TO` warps a scheduler; nothing but real selective scans."""
+    for train in (True, False):
+        plan = inputs.make_plan(*shape, hopper)
+        assert bool(plan.lanes if train else plan.lanes_inference) == chosen
+    assert plan.chunks == 1 or not chosen
+    for case in (
+        inputs.Case(precise=True),
+        inputs.Case(complex=True, plain=False),
+        inputs.Case(exact=True, plain=False),
+    ):
+        assert not inputs.make_plan(*shape, hopper, case).lanes
+    assert not inputs.make_plan(*shape, hopper, chunks=2).lanes
+    assert not inputs.make_plan(*shape, hopper, segment=4).lanes

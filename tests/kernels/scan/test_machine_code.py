@@ -25,6 +25,7 @@ ELSEWHERE = {
 }
 # Enough sequences of enough channels for one chunk in either direction.
 SHAPE = (64, 1024, 2048, 16)
+FEW_WARPS = (32, 1024, 512, 16)
 
 
 @pytest.fixture
@@ -114,13 +115,29 @@ def test_inference_of_complex_time_invariant_scans_loads_first(launch_scan, comp
     assert loop.index("LDG") < len(loop) / 10
 
 
-def test_plain_inference_in_one_chunk_runs_the_loop_of_training(launch_scan):
+@pytest.mark.slow
+def test_two_lanes_a_channel(launch_scan, compile_for, machine_code):
+    """Tensors lie as `lanes` takes for granted, which changes none of its layouts; 8 steps of a channel and half its states."""
+    _, (*_, forward), _ = launch_scan("real selective", FEW_WARPS)
+    assert forward.name == "scan_lanes_kernel"
+    compiled = compile_for(forward, 90)
+    assert "convert_layout" not in compiled.asm["ttgir"]
+    assert re.search(r"sizePerThread = \[1, 1\], threadsPerWarp = \[2, 16\].* order = \[1, 0\]", compiled.asm["ttgir"])
+    registers, stack, text = machine_code(compiled)
+    assert (registers >= 220, stack) == (True, 0)  # with fewer it loads late
+    loop = Counter(max(loops_of(text), key=len))
+    assert loop.total() <= 572
+    assert (loop["SHFL"], loop["MUFU"], loop["BAR"]) == (20, 80, 0)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, FEW_WARPS])
+def test_plain_inference_in_one_chunk_runs_the_loop_of_training(launch_scan, shape):
     """Which has a branch that stores states; here it is taken once."""
-    _, (*_, training), _ = launch_scan("real selective", SHAPE)
-    _, (*_, inference), _ = launch_scan("real selective", SHAPE, train=False)
+    _, (*_, training), _ = launch_scan("real selective", shape)
+    _, (*_, inference), _ = launch_scan("real selective", shape, train=False)
     differ = {k for k, v in training.constants.items() if inference.constants[k] != v}
     assert differ == {"SEG"}
-    assert inference.constants["SEG"] > SHAPE[1]
+    assert inference.constants["SEG"] > shape[1]
     assert inference.constants["WRITE_STATES"]
 
 

@@ -124,6 +124,19 @@ def softplus_kernel(x_p, out_p, count, ACCURATE: tl.constexpr, SIZE: tl.constexp
     tl.store(out_p + i, softplus(x, ACCURATE), mask=i < count)
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """Names of the kernels that scans launch, in order."""
+    names, run = [], launch.launch
+
+    def noted(kernel, *given, **constants):
+        names.append(kernel.__name__)
+        run(kernel, *given, **constants)
+
+    monkeypatch.setattr(launch, "launch", noted)
+    return names
+
+
 @pytest.mark.slow  # interprets the kernels
 def test_interpreted(run_interpreted):
     run_interpreted()
@@ -250,6 +263,29 @@ class TestInterpreted:
         plan = plan_for(inputs, chunks=chunks, segment=16, bwd_segment=8)
         assert (plan.segment, plan.bwd_segment) == (16, 8)
         check(inputs, plan=plan)
+
+    @pytest.mark.parametrize(("batch", "length", "channels", "leave_out"), [(2, 19, 16, ()), (1, 13, 32, OPTIONAL)])
+    def test_a_channel_in_two_lanes(self, kernels, batch, length, channels, leave_out):
+        """Steps after the last block, in a segment that has begun and in a new one."""
+        inputs = make_inputs(batch, length, channels, 16, leave_out=leave_out)
+        check(inputs, plan=plan_for(inputs, lanes=8))
+        assert "scan_lanes_kernel" in kernels
+
+    def test_no_lanes_where_they_cannot(self, kernels, monkeypatch):
+        """Of channels, states and steps in part, in chunks, and of maps that lie oddly."""
+        monkeypatch.setattr(launch, "launch", lambda kernel, *given, **constants: kernels.append(kernel.__name__))
+        odd = torch.zeros(1 + 8 * 16)[1:].view(1, 8, 16)
+        for shape, changes in [
+            ((8, 16, 16), {}), ((8, 24, 16), {}), ((8, 16, 8), {}), ((7, 16, 16), {}), ((32, 16, 16), {"chunks": 2}),
+            ((8, 16, 16), {"segment": 4}), ((8, 16, 16), {"C": odd}),
+        ]:  # fmt: skip
+            inputs = make_inputs(1, *shape, leave_out=OPTIONAL)
+            inputs |= {k: changes.pop(k) for k in "C" if k in changes}
+            call = prepared(ScanInputs(**inputs), plan_for(inputs, lanes=8, lanes_inference=8, **changes))
+            for keep in (True, False):
+                launch.scan_forward(call, None, keep)
+        assert kernels.count("scan_lanes_kernel") == 2
+        assert kernels.count("scan_fwd_kernel") == 12
 
     @pytest.mark.parametrize(("batch", "length"), [(2, 43), (1, 33)])
     def test_chunks_in_pieces(self, batch, length):
@@ -471,6 +507,21 @@ class TestGpu:
         found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
         again = results(triton_scan, inputs, plan=plan)
         assert all(torch.equal(found[k], again[k]) for k in found)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(("length", "channels", "leave_out"), [(301, 48, ()), (64, 16, OPTIONAL), (13, 32, ("z",))])
+    def test_a_channel_in_two_lanes(self, kernels, length, channels, leave_out, dtype):
+        inputs = make_inputs(2, length, channels, 16, dtype=dtype, leave_out=leave_out, device="cuda", memory=30.0)
+        inputs |= {k: inputs[k].to(dtype) for k in "BC"}
+        plan = plan_for(inputs, lanes=8, lanes_inference=8)
+        found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
+        again = results(triton_scan, inputs, plan=plan)
+        assert all(torch.equal(found[k], again[k]) for k in found)
+        with torch.no_grad():
+            out, h = triton_scan(plan=plan, **inputs)
+        torch.testing.assert_close(out, found["out"])
+        torch.testing.assert_close(h, found["h"])
+        assert kernels.count("scan_lanes_kernel") == 3
 
     def test_beyond_2_to_31_elements(self):
         """The last rows of 4.2 M steps by 512 channels equal a short scan from the state before them."""

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mamba_bio_audio.kernels.scan import inputs  # noqa: E402
+from mamba_bio_audio.kernels.scan import inputs
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="plans for a GPU")
 

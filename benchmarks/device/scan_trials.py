@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mamba_bio_audio.kernels.scan import launch
+from mamba_bio_audio.kernels.scan import inputs, launch
 from mamba_bio_audio.kernels.scan.inputs import ScanInputs, make_plan
 from mamba_bio_audio.kernels.scan.launch import prepared, scan_backward, scan_forward
 from mamba_bio_audio.run.timing import by_the_clock, host_times, queued
@@ -30,7 +30,7 @@ from mamba_bio_audio.run.timing import by_the_clock, host_times, queued
 DEVICE = "cuda"  # a test may say "cpu"
 SHAPES = {
     "S2": (8, 8192, 2048), "S3": (32, 1024, 512), "S1": (1, 1 << 20, 512), "M2": (1, 131072, 512),
-    "T1": (256, 1024, 256), "T2": (128, 1024, 512), "U1": (64, 8192, 128), "W1": (8, 2048, 1536),
+    "T1": (256, 1024, 256), "T2": (128, 1024, 512), "U1": (64, 8192, 128), "W1": (8, 2048, 1536), "W2": (64, 1024, 1024),
     "K1": (1, 2048, 1024), "K2": (2, 16384, 256), "K3": (8, 2048, 512), "C3": (16, 16384, 128), "C2": (8, 8192, 2048),
 }  # fmt: skip
 
@@ -79,17 +79,10 @@ BACKWARD = {
     "s32": {"segment": 32},
     "u2 r168": {"bwd_unroll": 2, "bwd_registers": 168},
 }
-BLOCK_64 = {"fwd_block": 64, "fwd_warps": 2}
 BLOCK_16 = {"fwd_block": 16, "fwd_warps": 1}
 BLOCK_32 = {"fwd_block": 32, "fwd_warps": 1}
-BLOCK_128 = {"fwd_block": 128, "fwd_warps": 4}
-FORWARD = {
-    "now": {},
-    "block 64": BLOCK_64,
-    "block 128": BLOCK_128,
-    "block 32": BLOCK_32,
-    "block 16": {"fwd_block": 16, "fwd_warps": 1},
-}
+# Between how many warps a scheduler a channel has two lanes.
+FORWARD = {"now": {}, "one lane": {"lanes_from_to": (1, 0)}, "two lanes": {"lanes_from_to": (0.9, 99)}}
 
 
 def shorts(name):
@@ -117,9 +110,14 @@ COMPLEX_FORWARD = {
 }
 
 
-def plan_of(x, **changes):
+def plan_of(x, shape=None, **changes):
     s = ScanInputs(**x)
-    return make_plan(*s.u.shape, s.A.shape[1], s.u.device, s.case, **changes)
+    before = inputs._LANES_FROM, inputs._LANES_TO
+    inputs._LANES_FROM, inputs._LANES_TO = changes.pop("lanes_from_to", before)
+    make_plan.cache_clear()
+    plan = make_plan(*(shape or s.u.shape), s.A.shape[1], s.u.device, s.case, **changes)
+    inputs._LANES_FROM, inputs._LANES_TO = before
+    return plan
 
 
 REAL_STARTS = launch.chunk_starts
@@ -217,19 +215,13 @@ def jobs_of(name, parts):
             found.append(("backward", f"chunks {k}", {"bwd_chunks": k}, False))
             if name == "U1":
                 found.append(("backward", f"chunks {k} alone", {"bwd_chunks": k}, True))
-    for part, train in (("forward", True), ("inference", False)):
+    for part in ("forward", "inference"):
         if part not in parts:
             continue
         for label, changes in forward.items():
-            if not few or label in ("now", "block 64", "block 16"):
-                found.append((part, label, changes, False))
-        if train and name in ("U1", "M2"):
-            found += [(part, "states 32", STATE_32, False), (part, "states 16", STATE_16, False)]
-        if name in ("K1", "K2", "U1", "K3") and (train or name[0] == "K"):
+            found.append((part, label, changes, False))
+        if name in ("K1", "K2", "K3"):
             found += [(part, label, changes, False) for label, changes in shorts(name).items()]
-        for k in chunks if train and name not in ("S2", "S3") else ():
-            found.append((part, f"block 64, chunks {k}", {**BLOCK_64, "chunks": k}, False))
-            found.append((part, f"block 64, chunks {k} alone", {**BLOCK_64, "chunks": k}, True))
     for part in ("starts", "reverse starts"):
         if part in parts and not is_complex and long:
             for ends in (False, True):
@@ -261,10 +253,10 @@ def compile_job(arguments):
     shape = SHAPES[name]
     part, label, changes, _ = jobs_of(name, parts)[index]
     x = make(shape if "short" in changes else (2, 64, shape[2]), name=name)
-    s = ScanInputs(**x)
-    full = make_plan(*shape, 16, s.u.device, s.case, **changes)
+    full = plan_of(x, shape, **changes)
     fixed = {"chunks": min(full.chunks, 2), "bwd_chunks": min(full.bwd_chunks, 2), "far": full.far}
-    changes = {k: v for k, v in changes.items() if "chunk_steps" not in k}
+    fixed |= {"lanes": full.lanes, "lanes_inference": full.lanes_inference}
+    changes = {k: v for k, v in changes.items() if k != "lanes_from_to"}
     try:
         build((part, label, {**changes, **fixed}, False), {"x": x, "g": torch.randn_like(x["u"])})()
         torch.cuda.synchronize()
@@ -389,7 +381,7 @@ def main():
         for i, (part, _, changes, _) in enumerate(jobs_of(name, parts)):
             short = SHAPES[name][0] * SHAPES[name][2] < 16384 or "chunks" in changes or "bwd_chunks" in changes
             plain = {k: v for k, v in changes.items() if "chunks" not in k}
-            key = (SHAPES[name][2], name[0] == "C", part.replace("inference", "forward"), str(plain), short)
+            key = (SHAPES[name][2], name[0] == "C", part, str(plain), short)
             work.setdefault(key, (name, i, parts))
     work = list(work.values())
     if args.workers:

@@ -196,6 +196,12 @@ def scan_lanes_kernel(
         pairs = pairs + (load_pair(at, j, U_ROW, DT_ROW, Z_ROW, CASE),)
         maps = maps + (load_maps(at, j, CASE), load_maps(at, j + 1, CASE))
     for i in range(full):
+        # The block after the last one does not exist: the last one is read again. Behind these loads are stores, across which
+        # the compiler moves no load: it would sink them to the end of a trip, and the next begins with what they bring.
+        following = moved(at, tl.where(i + 1 < full, UNROLL, 0), U_ROW, DT_ROW, Z_ROW)
+        next_pairs = ()
+        for j in tl.static_range(0, UNROLL, 2):
+            next_pairs = next_pairs + (load_pair(following, j, U_ROW, DT_ROW, Z_ROW, CASE),)
         if WRITE_STATES:
             if i % PER_SEG == 0:
                 store_half(states_p, h, D)
@@ -207,16 +213,12 @@ def scan_lanes_kernel(
             prefetch_rows(rows[2], soon, L, UNROLL, Z_ROW, first_d, 16, D)
         prefetch_span(rows[3], soon.to(tl.int64) * 16, L.to(tl.int64) * 16, UNROLL * 16)
         prefetch_span(rows[4], soon.to(tl.int64) * 16, L.to(tl.int64) * 16, UNROLL * 16)
-        # The block after the last one does not exist: the last one is read again.
-        following = moved(at, tl.where(i + 1 < full, UNROLL, 0), U_ROW, DT_ROW, Z_ROW)
-        next_pairs = ()
         next_maps = ()
         for j in tl.static_range(0, UNROLL, 2):
             u, dt, z = pairs[j // 2]
             u = u.to(tl.float32)
             size = step_size(dt, bias, CASE.softplus, ACCURATE)
             x = size * u
-            next_pairs = next_pairs + (load_pair(following, j, U_ROW, DT_ROW, Z_ROW, CASE),)
             h, first = one_step(h, A, of_row(size, lane, q, 0), of_row(x, lane, q, 0), maps[j], ACCURATE, CASE)
             next_maps = next_maps + (load_maps(following, j, CASE),)
             size = of_row(size, lane + 16, q, 1)

@@ -24,7 +24,7 @@ _PER_SCHEDULER = 8
 _PER_SCHEDULER_BACKWARD = 16
 # Half as many chunks, where they are so long then, are summed from their ends, which reads less of them the longer they are
 # and the faster states decay (`chunks`). In shorter ones nearly all is read, and that slower; with few warps a scheduler the
-# one that reads most holds up the others (benchmarks/results/scan_second_leap_h200/trials.txt).
+# one that reads most holds up the others (docs/log.md).
 _ENDS_FROM = 4096
 
 
@@ -35,8 +35,9 @@ _WAVE = 2
 # Longest sequence that one launch takes forward faster than chunks, if all programs run at once.
 _SHORT = 2048
 _SHORT_CHANNELS = 8
-# Warps a scheduler, each of 16 channels, between which two lanes a channel (`lanes`) are faster forward: 0.97 beat chunks by
-# 9 %, 1.94 one lane a channel by 8 to 20 %; 7.8 lost 14 % (docs/log.md, 2026-12-01 c).
+# Warps a scheduler, each of 16 channels, between which two lanes a channel (`lanes`) are faster forward: 0.97 take 8 to 12 %
+# less time than chunks, 1.45 and 1.94 10 to 20 % less than one lane a channel; 7.8 take 11 % more
+# (benchmarks/results/scan_second_leap_h200/lanes.txt).
 _LANE_CHANNELS = 16
 _LANE_STEPS = 8
 _LANES_FROM = 0.9

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,15 +45,7 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head
     if device == "cuda":
         points = _measure(model, train, device, head)
     else:
-        # A pool of multiprocessing would wait for ever for a process that the system has ended.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            try:
-                points = pool.submit(_measure, model, train, device, head).result()
-            except BrokenProcessPool:
-                raise InputError(
-                    "the process that measures memory and time ended before it was done, most likely because memory ran "
-                    "out; lower train.micro_batch or train.length, or set train.stream_chunk to a number of positions"
-                ) from None
+        points = _elsewhere(model, train, device, head)
     tokens = _tokens(train, device)
     (n1, m1, _), (n2, m2, seconds) = points[0], points[-1]
     memory = None
@@ -62,6 +53,36 @@ def probe(model: ModelConfig | UNetConfig, train: TrainConfig, device: str, head
         memory = int(m2 if n2 == tokens else m2 + max(0.0, (m2 - m1) / (n2 - n1)) * (tokens - n2))
     per_device = train.tokens_per_step / (train.devices * train.nodes)
     return Probe(memory, seconds / n2 * per_device)
+
+
+def _elsewhere(*given: Any) -> list[tuple[int, int | None, float]]:
+    """`_measure` in a process of its own, ended as soon as it has answered: to leave by itself takes it two seconds."""
+    context = multiprocessing.get_context("spawn")
+    answer, to = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(to, *given), daemon=True)
+    process.start()
+    to.close()
+    try:
+        found = answer.recv()
+    except EOFError:
+        raise InputError(
+            "the process that measures memory and time ended before it was done, most likely because memory ran "
+            "out; lower train.micro_batch or train.length, or set train.stream_chunk to a number of positions"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        answer.close()
+    if isinstance(found, Exception):
+        raise found
+    return list(found)
+
+
+def _answer(to: Connection, *given: Any) -> None:
+    try:
+        to.send(_measure(*given))
+    except Exception as error:
+        to.send(error)
 
 
 def choose_chunk(

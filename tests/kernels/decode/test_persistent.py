@@ -162,9 +162,7 @@ class TestInterpreted:
         [
             {"temperature": 0.0},
             {},
-            {"temperature": 0.7},
             {"temperature": 1.5, "top_k": 3},
-            {"top_p": 0.6},
             {"top_k": 5, "top_p": 0.4},
             {"allowed": [7, 2, 3, 11, 5]},
         ],
@@ -175,11 +173,11 @@ class TestInterpreted:
 
     def test_parts_of_rows(self):
         """More inner channels than half of a program's lanes: rows go in parts."""
-        check(make_model(d_model=128, num_layers=1), temperature=0.0, warps=4, steps=5)
+        check(make_model(d_model=128, num_layers=1), temperature=0.0, warps=4, steps=3)
 
     @pytest.mark.parametrize("ssm", [{"d_state": 8}, {"d_conv": 3}, {"conv_bias": False}, {"dt_rank": 24}], ids=str)
     def test_other_sizes(self, ssm):
-        check(make_model(**ssm), steps=7)
+        check(make_model(**ssm), steps=4)
 
     def test_bf16_matrices(self):
         model = round_matrices(make_model())
@@ -204,7 +202,7 @@ class TestInterpreted:
         with torch.inference_mode():
             state = decoding.prefill(model, torch.arange(12).reshape(3, 4), None)
         last = torch.tensor([[1], [2], [3]])
-        draws = torch.from_numpy(np.random.default_rng(0).random((6, 3)))
+        draws = torch.from_numpy(np.random.default_rng(0).random((3, 3)))
         together, *_ = decode(network, kernel_state(state, last), draws)
         for row in range(3):
             one = kernel_state(tuple(type(s)(*(t[row : row + 1] for t in s)) for s in state), last[row : row + 1])

@@ -323,7 +323,7 @@ class TestInterpreted:
     @pytest.mark.parametrize(("complex", "channels"), [(True, 130), (False, 260)])
     def test_several_blocks_of_channels(self, complex, channels):
         """Blocks of 128 channels in forward, chunk states and carries, in two chunks of two rows."""
-        inputs = make_inputs(2, 14, channels, 2, complex=complex, lti_C=not complex)
+        inputs = make_inputs(2, 10, channels, 2, complex=complex, lti_C=not complex)
         plan = plan_for(inputs, chunks=2, segment=8)
         assert plan.fwd_block == 128
         check(inputs, plan=plan, twice=False)

@@ -375,7 +375,8 @@ class TestInterpreted:
     def test_many_states_go_by_groups_of_channels(self):
         """Five launches of a block of channels, or two of which the last has fewer blocks."""
         assert [blocks_at_once(18, blocks, n) for blocks, n in ((5, 64), (5, 8), (2, 16))] == [1, 4, 2]
-        check(make_inputs(2, 19, 18, 64), plan=plan_for(make_inputs(2, 19, 18, 64), chunks=2))
+        inputs = make_inputs(2, 11, 18, 64)
+        check(inputs, plan=plan_for(inputs, chunks=2, segment=8))
         inputs = make_inputs(2, 19, 18, 8)
         check(inputs, plan=plan_for(inputs, bwd_block=4))
 

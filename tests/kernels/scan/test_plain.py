@@ -510,9 +510,14 @@ class TestGpu:
         assert all(torch.equal(found[k], again[k]) for k in found)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize(("length", "channels", "leave_out"), [(301, 48, ()), (64, 16, OPTIONAL), (13, 32, ("z",))])
-    def test_a_channel_in_two_lanes(self, kernels, length, channels, leave_out, dtype):
+    @pytest.mark.parametrize(
+        ("length", "channels", "leave_out", "maps"),
+        [(301, 48, (), "fp32"), (64, 16, OPTIONAL, "narrow"), (13, 32, ("z",), "fp32")],
+    )
+    def test_a_channel_in_two_lanes(self, kernels, length, channels, leave_out, maps, dtype):
         inputs = make_inputs(2, length, channels, 16, dtype=dtype, leave_out=leave_out, device="cuda", memory=30.0)
+        if maps == "narrow":
+            inputs |= {k: inputs[k].to(dtype) for k in "BC"}
         plan = plan_for(inputs, chunks=1, lanes=8, lanes_inference=8)
         found = check(inputs, plan=plan, ratio=BF16_ERROR_RATIO)
         again = results(triton_scan, inputs, plan=plan)
